@@ -1,0 +1,68 @@
+//! The seam between the lock and what keeps its truth.
+//!
+//! A backend carries a [`Call`] to the state machine, wherever that lives, and brings back its [`Answer`]. It decides
+//! nothing and retries nothing: every call can be repeated with the same ids, and whoever made it knows whether to. What
+//! a call came to is one of three things, and the third is not an error to hide: yes, no, *unknown*.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::sync::watch;
+
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::protocol::{Answer, Call, ClientId, ClientInfo, Push};
+
+pub(crate) mod embedded;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+
+pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The answer to a call, and when the call had certainly not been made yet: what a lease is counted from.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) sent: Moment,
+    pub(crate) answer: Answer,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// It did not happen and will not: the backend says no.
+    No(Error),
+    /// It may have happened, or may yet. Ask again with the same ids.
+    Unknown(Error),
+}
+
+/// Where pushes go. Called from wherever they arrive; must not block.
+pub(crate) type Sink = Box<dyn Fn(Push) + Send + Sync>;
+
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// Makes one call, once. Waits for a link if there is none. Dropping the future makes the outcome unknown.
+    fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>>;
+
+    /// Makes the call here and now, if this backend can: what is dropped is then given back at once.
+    fn call_now(&self, call: &Call) -> Option<Heard> {
+        let _ = call;
+        None
+    }
+
+    /// Makes this client known to whoever asks who is in the way, until `for_ms` from now; with `None`, no longer.
+    fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, for_ms: u64) -> Later<'a, Result<(), Failure>>;
+
+    /// Who these clients are. In the order asked.
+    fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>>;
+
+    /// Counts the links: a new number means that pushes may have been missed and that the other side may have changed.
+    fn generation(&self) -> watch::Receiver<u64>;
+
+    /// Why there is no link at the moment, if there is none.
+    fn trouble(&self) -> Option<Error>;
+
+    /// Keeps the link up. The client runs this for as long as it lives, on a runtime of its choice; when that runtime shuts down it
+    /// drops this future and runs a new one elsewhere, and the backend links anew. Never resolves before `close`.
+    fn drive(&self) -> Later<'_, ()>;
+
+    /// Takes the link down, for good. Calls fail from then on.
+    fn close(&self) -> Later<'_, ()>;
+}

@@ -1,0 +1,233 @@
+//! The state machine in this process, behind a mutex.
+//!
+//! Everything a server would do it does, in the same words: leases lapse, grants are pushed, marks are kept. What it does not do
+//! is fail: a call is answered before it returns, so nothing here is ever unknown.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::backend::{Backend, Failure, Heard, Later, Sink};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::protocol::{Call, ClientId, ClientInfo, Name, Push};
+use crate::state::{Context, LockState, Tuning};
+
+/// A lock server within this process, for programs that need no other and for tests.
+///
+/// [`Relatch::embedded`](crate::Relatch::embedded) makes one for itself. Name it when several clients shall meet on
+/// it, as processes meet on a Redis server:
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::{Embedded, Relatch};
+///
+/// let server = Embedded::new();
+/// let one = Relatch::builder().embedded_in(&server)?;
+/// let other = Relatch::builder().embedded_in(&server)?;
+///
+/// let held = one.rwlock("report")?.write().await?;
+/// assert!(other.rwlock("report")?.try_read().await?.is_none());
+/// held.release().await?;
+/// assert!(other.rwlock("report")?.try_read().await?.is_some());
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Embedded(Arc<Server>);
+
+struct Server {
+    clock: Clock,
+    /// Wall-clock time at the clock's origin, so that fences look like a server's.
+    origin_us: u64,
+    world: Mutex<World>,
+}
+
+#[derive(Default)]
+struct World {
+    locks: HashMap<Name, Slot>,
+    /// Names that were seen idle, and when to see whether they may be forgotten.
+    idle: VecDeque<(u64, Name)>,
+    clients: HashMap<ClientId, Member>,
+}
+
+#[derive(Default)]
+struct Slot {
+    state: LockState,
+    /// It is in the list of the idle.
+    listed: bool,
+}
+
+struct Member {
+    sink: Arc<Sink>,
+    info: Option<ClientInfo>,
+}
+
+impl Default for Embedded {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").finish_non_exhaustive()
+    }
+}
+
+impl Embedded {
+    /// On the system's clock.
+    pub fn new() -> Self {
+        Self::with_clock(Clock::system())
+    }
+
+    /// On a clock that a test moves.
+    pub fn with_clock(clock: Clock) -> Self {
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        let origin = wall.saturating_sub(clock.now().0);
+        Self(Arc::new(Server {
+            clock,
+            origin_us: u64::try_from(origin.as_micros()).unwrap_or(0),
+            world: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.0.clock.clone()
+    }
+
+    pub(crate) fn join(&self, id: ClientId, tuning: Tuning, sink: Sink) -> EmbeddedBackend {
+        self.0.world.lock().clients.insert(
+            id,
+            Member {
+                sink: Arc::new(sink),
+                info: None,
+            },
+        );
+        EmbeddedBackend {
+            server: self.0.clone(),
+            id,
+            tuning,
+            generation: watch::channel(1).0,
+        }
+    }
+
+    /// Nobody holds and nobody waits, on any name.
+    pub fn is_idle(&self) -> bool {
+        self.0
+            .world
+            .lock()
+            .locks
+            .values()
+            .all(|slot| slot.state.is_idle())
+    }
+}
+
+/// One client's view of an [`Embedded`] server.
+pub(crate) struct EmbeddedBackend {
+    server: Arc<Server>,
+    id: ClientId,
+    tuning: Tuning,
+    generation: watch::Sender<u64>,
+}
+
+impl EmbeddedBackend {
+    fn answer(&self, call: &Call) -> Result<Heard, Failure> {
+        let sent = self.server.clock.now();
+        let now_us = self.server.origin_us + u64::try_from(sent.0.as_micros()).unwrap_or(u64::MAX / 2);
+        let (answer, pushes) = {
+            let mut world = self.server.world.lock();
+            let World { locks, idle, clients } = &mut *world;
+            if !clients.contains_key(&self.id) {
+                return Err(Failure::No(ErrorKind::Closed.into()));
+            }
+            let heard = |client: ClientId| clients.contains_key(&client);
+            let context = Context {
+                now_us,
+                tuning: self.tuning,
+                heard: &heard,
+            };
+            let slot = match locks.get_mut(&call.name) {
+                Some(slot) => slot,
+                None => locks.entry(call.name.clone()).or_default(),
+            };
+            let (answer, pushes) = slot.state.apply(&call.operation, &context);
+            let now_ms = now_us / 1000;
+            if slot.state.is_idle() && !slot.listed {
+                slot.listed = true;
+                idle.push_back((now_ms + self.tuning.mark_ms, call.name.clone()));
+            }
+            // A fence is the time, and this clock does not go back: it grows without being remembered. A mark is needed
+            // until it ends.
+            if let Some((at_ms, _)) = idle.front()
+                && *at_ms <= now_ms
+                && let Some((_, name)) = idle.pop_front()
+                && let Some(slot) = locks.get_mut(&name)
+            {
+                slot.listed = slot.state.is_idle() && slot.state.marked_until_ms() > now_ms;
+                if slot.listed {
+                    idle.push_back((slot.state.marked_until_ms(), name));
+                } else if slot.state.is_idle() {
+                    locks.remove(&name);
+                }
+            }
+            let pushes: Vec<(Arc<Sink>, Push)> = pushes
+                .into_iter()
+                .filter_map(|(client, push)| Some((clients.get(&client)?.sink.clone(), push)))
+                .collect();
+            (answer, pushes)
+        };
+        for (sink, push) in pushes {
+            sink(push);
+        }
+        Ok(Heard { sent, answer })
+    }
+}
+
+impl Backend for EmbeddedBackend {
+    fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>> {
+        Box::pin(std::future::ready(self.answer(call)))
+    }
+
+    fn call_now(&self, call: &Call) -> Option<Heard> {
+        self.answer(call).ok()
+    }
+
+    fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, _for_ms: u64) -> Later<'a, Result<(), Failure>> {
+        if let Some(member) = self.server.world.lock().clients.get_mut(&self.id) {
+            member.info = info.cloned();
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>> {
+        let world = self.server.world.lock();
+        let infos = ids
+            .iter()
+            .map(|id| world.clients.get(id).and_then(|member| member.info.clone()))
+            .collect();
+        Box::pin(std::future::ready(Ok(infos)))
+    }
+
+    fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn trouble(&self) -> Option<Error> {
+        None
+    }
+
+    fn drive(&self) -> Later<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn close(&self) -> Later<'_, ()> {
+        self.server.world.lock().clients.remove(&self.id);
+        Box::pin(std::future::ready(()))
+    }
+}

@@ -1,0 +1,429 @@
+//! [`Relatch`]: connect, hand out locks, look at them, end.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::backend::embedded::Embedded;
+use crate::backend::{Failure, Sink};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::core::{Core, Handle, Home};
+use crate::error::{Error, ErrorKind, Holder};
+use crate::lock::{RwLock, holders};
+use crate::owner::Owner;
+use crate::protocol::{Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoking};
+
+/// A client: one connection to where the locks are kept, shared by all locks made from it.
+///
+/// Cheap to clone. When the last clone, lock, guard and future of a client is gone, it gives back what is left in the background;
+/// [`close`](Self::close) waits for that.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::Relatch;
+///
+/// let relatch = Relatch::embedded();
+/// let lock = relatch.rwlock("catalog")?;
+/// let read = lock.read().await?;
+/// read.release().await?;
+/// relatch.close().await?;
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Relatch {
+    client: Arc<Handle>,
+}
+
+impl fmt::Debug for Relatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relatch")
+            .field("client", &self.client.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Relatch {
+    /// A client with a lock server of its own inside this process. Needs no runtime to be made.
+    ///
+    /// # Panics
+    ///
+    /// If the system can't start a thread; [`Builder::embedded`] returns that as an error.
+    pub fn embedded() -> Self {
+        #[allow(
+            clippy::expect_used,
+            reason = "documented; the defaults are valid, so only a thread can be missing"
+        )]
+        Self::builder()
+            .embedded()
+            .expect("a thread for an embedded client")
+    }
+
+    /// Connects to a Redis server: `redis://[[user]:password@]host[:port][/database]`.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid) for an address that can't be used, [`is_unreachable`](Error::is_unreachable) when nobody
+    /// answers there, [`is_server`](Error::is_server) when the server wants a password, is too old, or is no Redis server.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves no connection behind.
+    #[cfg(feature = "redis")]
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder().url(url).connect().await
+    }
+
+    /// Sets more than an address.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A lock on a name: any UTF-8 string of 1 to 512 bytes. Cheap; asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid): the name is empty or too long.
+    pub fn rwlock(&self, name: &str) -> Result<RwLock, Error> {
+        Ok(RwLock {
+            client: self.client.clone(),
+            name: Name::new(name)?,
+        })
+    }
+
+    /// Who holds a name and who waits for it: at most 1,000 owners and 1,000 requests in line, the counts are whole.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unreachable`](Error::is_unreachable) when the server does not answer within [`Config::patience`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let relatch = relatch::Relatch::embedded();
+    /// let _held = relatch.rwlock("catalog")?.write().label("import").await?;
+    /// let seen = relatch.inspect("catalog").await?;
+    /// assert_eq!(seen.holders, 1);
+    /// assert_eq!(seen.holding[0].label.as_deref(), Some("import"));
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub async fn inspect(&self, name: &str) -> Result<Inspection, Error> {
+        let name = Name::new(name)?;
+        let reply = self.ask(&name, Operation::Inspect(INSPECT_ROWS)).await?;
+        let Reply::Inspect(snapshot) = reply else {
+            return Err(unexpected());
+        };
+        let core: &Core = &self.client;
+        let now_ms = core.server_now_ms();
+        let ids: Vec<_> = snapshot.waiting.iter().map(|row| row.request.client).collect();
+        let clients = core.backend.clients(&ids).await.unwrap_or_default();
+        let waiting = snapshot
+            .waiting
+            .iter()
+            .enumerate()
+            .map(|(at, row)| Waiting {
+                owner: Owner::from_id(row.owner),
+                mode: row.mode,
+                waited: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
+                label: (!row.label.is_empty()).then(|| row.label.clone()),
+                client: clients.get(at).cloned().flatten(),
+            })
+            .collect();
+        Ok(Inspection {
+            name: name.as_str().into(),
+            fence: snapshot.fence,
+            holders: snapshot.holders,
+            waiters: snapshot.waiters,
+            holding: holders(core, &snapshot).await,
+            waiting,
+        })
+    }
+
+    /// Takes a name away from everybody who holds it, and returns when it has been given back. Who waits stays in line.
+    ///
+    /// Each holder is told first ([`lost`](crate::WriteGuard::lost) resolves with [`Revoked`](crate::LostCause::Revoked)), and its
+    /// client gives back at once. Where a client does not answer, the name is free when its lease has run out: a guard
+    /// never says that it is held when somebody else may hold.
+    ///
+    /// Returns how many granted requests were taken.
+    ///
+    /// # Errors
+    ///
+    /// [`is_unreachable`](Error::is_unreachable) when the server does not answer within [`Config::patience`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave it revoked; only the waiting ends.
+    pub async fn revoke(&self, name: &str) -> Result<u64, Error> {
+        self.revoke_from(name, None).await
+    }
+
+    /// As [`revoke`](Self::revoke), from one owner only.
+    ///
+    /// # Errors
+    ///
+    /// As [`revoke`](Self::revoke).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`revoke`](Self::revoke).
+    pub async fn revoke_owner(&self, name: &str, owner: &Owner) -> Result<u64, Error> {
+        self.revoke_from(name, Some(owner)).await
+    }
+
+    async fn revoke_from(&self, name: &str, owner: Option<&Owner>) -> Result<u64, Error> {
+        let name = Name::new(name)?;
+        let core: &Core = &self.client;
+        let mut taken = None;
+        let mut rest = Duration::from_millis(1);
+        loop {
+            let reply = self.ask(&name, Operation::Revoke(owner.map(Owner::id))).await?;
+            let Reply::Revoke(Revoking { requests, .. }) = reply else {
+                return Err(unexpected());
+            };
+            let taken = *taken.get_or_insert(requests);
+            if requests == 0 {
+                return Ok(taken);
+            }
+            // Its clients have been told; it takes them a moment. A dead one's lease takes longer.
+            core.clock.sleep_until(core.clock.now().plus(rest)).await;
+            rest = (rest * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends the client: gives back everything that it holds ([`lost`](crate::WriteGuard::lost) resolves with
+    /// [`Closed`](crate::LostCause::Closed)), leaves every line, and returns when the server has confirmed that. Whatever is
+    /// acquired afterwards fails with [`is_closed`](Error::is_closed).
+    ///
+    /// # Errors
+    ///
+    /// [`is_unreachable`](Error::is_unreachable): the server did not confirm within [`Config::patience`]; leases end what is left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future only ends the waiting.
+    pub async fn close(&self) -> Result<(), Error> {
+        let core: &Core = &self.client;
+        core.end();
+        tokio::select! {
+            biased;
+            () = core.ended() => Ok(()),
+            () = core.clock.sleep_until(core.clock.now().plus(core.config.patience)) => Err(ErrorKind::Unreachable(
+                "the server did not confirm that everything was given back; the leases will end what is left".into(),
+            )
+            .into()),
+        }
+    }
+
+    /// One call that can be repeated, for as long as patience lasts.
+    async fn ask(&self, name: &Name, operation: Operation) -> Result<Reply, Error> {
+        let core: &Core = &self.client;
+        let call = Call {
+            name: name.clone(),
+            operation,
+        };
+        let patience = core.clock.now().plus(core.config.patience);
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                outcome = core.backend.call(&call) => outcome,
+                () = core.clock.sleep_until(patience) => return Err(core.unreachable(name)),
+            };
+            match outcome {
+                Ok(heard) => {
+                    core.hear(&heard);
+                    return Ok(heard.answer.reply);
+                }
+                Err(Failure::No(error)) => return Err(error),
+                Err(Failure::Unknown(_)) => core.pause().await,
+            }
+        }
+    }
+}
+
+/// How many rows of each kind an inspection shows.
+const INSPECT_ROWS: usize = 1000;
+
+fn unexpected() -> Error {
+    ErrorKind::Server("the server answered something else than was asked".into()).into()
+}
+
+/// What a name looks like from outside. See [`Relatch::inspect`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The name.
+    pub name: String,
+    /// The last fence issued; 0 when none is known.
+    pub fence: u64,
+    /// How many owners hold.
+    pub holders: u64,
+    /// How many requests wait.
+    pub waiters: u64,
+    /// Every granted request of those who hold: an owner has as many as its depth.
+    pub holding: Vec<Holder>,
+    /// Who waits, the next to write first, then the upgradable, then the readers, each in the order they asked.
+    pub waiting: Vec<Waiting>,
+}
+
+/// A request in line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// Who waits.
+    pub owner: Owner,
+    /// For which mode.
+    pub mode: Mode,
+    /// For how long.
+    pub waited: Duration,
+    /// The label it asked with.
+    pub label: Option<String>,
+    /// The process that asked; `None` when it is no longer known.
+    pub client: Option<ClientInfo>,
+}
+
+/// Makes a [`Relatch`]. From [`Relatch::builder`], or from a [`Config`] read with serde.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::{Builder, Config};
+///
+/// let config: Config = serde_json::from_str(r#"{ "lease": "10s" }"#).unwrap();
+/// let relatch = Builder::from(config).connect().await?; // embedded, as it names no server
+/// # relatch.close().await?;
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder makes nothing until it is told to"]
+pub struct Builder {
+    config: Config,
+    clock: Option<Clock>,
+}
+
+impl From<Config> for Builder {
+    fn from(config: Config) -> Self {
+        Self { config, clock: None }
+    }
+}
+
+macro_rules! set {
+    ($($(#[$doc:meta])* $field:ident)*) => {
+        $($(#[$doc])*
+        pub fn $field(mut self, $field: Duration) -> Self {
+            self.config.$field = $field;
+            self
+        })*
+    };
+}
+
+impl Builder {
+    /// Where the server is. See [`Config::url`].
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.config.url = Some(url.into());
+        self
+    }
+
+    set! {
+        /// See [`Config::lease`].
+        lease
+        /// See [`Config::claim`].
+        claim
+        /// See [`Config::patience`].
+        patience
+        /// See [`Config::connect_timeout`].
+        connect_timeout
+        /// See [`Config::response_timeout`].
+        response_timeout
+        /// See [`Config::idle_ping`].
+        idle_ping
+        /// See [`Config::fence_retention`].
+        fence_retention
+    }
+
+    /// The clock of an embedded client: one that a test moves. A Redis server has a clock of its own.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// A client with a server of its own inside this process.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid) for a setting that can't be used, [`is_unreachable`](Error::is_unreachable) when no thread can be started.
+    pub fn embedded(self) -> Result<Relatch, Error> {
+        let server = Embedded::with_clock(self.clock.clone().unwrap_or_default());
+        self.embedded_in(&server)
+    }
+
+    /// A client of an embedded server that others use as well.
+    ///
+    /// # Errors
+    ///
+    /// As [`embedded`](Self::embedded).
+    pub fn embedded_in(self, server: &Embedded) -> Result<Relatch, Error> {
+        self.config.check()?;
+        let id = ClientId::random();
+        let core = Arc::new_cyclic(|core: &Weak<Core>| {
+            let backend = server.join(id, self.config.tuning(), sink(core.clone()));
+            Core::new(id, self.config, server.clock(), Arc::new(backend))
+        });
+        Ok(Relatch {
+            client: core.start(Home::Thread)?,
+        })
+    }
+
+    /// Connects to the server that [`url`](Self::url) names; without one the client is embedded.
+    ///
+    /// # Errors
+    ///
+    /// As [`Relatch::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves no connection behind.
+    #[cfg(feature = "redis")]
+    pub async fn connect(self) -> Result<Relatch, Error> {
+        use crate::backend::redis::{RedisBackend, RedisOptions};
+
+        let Some(url) = self.config.url.clone() else {
+            return self.embedded();
+        };
+        self.config.check()?;
+        let id = ClientId::random();
+        // The sink needs the client, and the client the backend, which may refuse its address.
+        let late: Arc<std::sync::OnceLock<Weak<Core>>> = Arc::default();
+        let to = late.clone();
+        let sink: Sink = Box::new(move |push| {
+            if let Some(core) = to.get().and_then(Weak::upgrade) {
+                core.push(push);
+            }
+        });
+        let options = RedisOptions {
+            url,
+            connect_timeout: self.config.connect_timeout,
+            response_timeout: self.config.response_timeout,
+            idle_ping: self.config.idle_ping,
+        };
+        let within = self.config.connect_timeout;
+        let clock = Clock::system();
+        let backend = RedisBackend::new(options, id, self.config.tuning(), clock.clone(), sink)?;
+        let core = Arc::new(Core::new(id, self.config, clock, backend.clone()));
+        // Nobody else sets it.
+        let _ = late.set(Arc::downgrade(&core));
+        let client = core.start(Home::Runtime(tokio::runtime::Handle::current()))?;
+        backend.ready(within).await?;
+        Ok(Relatch { client })
+    }
+}
+
+fn sink(core: Weak<Core>) -> Sink {
+    Box::new(move |push: Push| {
+        if let Some(core) = core.upgrade() {
+            core.push(push);
+        }
+    })
+}

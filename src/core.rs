@@ -1,0 +1,319 @@
+//! What all handles of one client share, and the one task that works for them.
+//!
+//! A [`Core`] lives as long as its task; a [`Handle`] is held by everything a user has (clients, locks, guards, futures), and
+//! when the last is gone the task gives back what is left and ends. The task runs on the runtime that the client was
+//! made on, and **moves to a thread of its own when that runtime shuts down**: guards outlive runtimes, and what a runtime drops while it
+//! shuts down must still be given back.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::backend::{Backend, Heard};
+use crate::clock::{Clock, Moment};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, LostCause};
+use crate::protocol::{ClientId, ClientInfo, Name, Push, RequestId, millis};
+use crate::reaper::Reaper;
+use crate::waiters::Waiters;
+use crate::watchdog::{Watchdog, margin};
+
+pub(crate) struct Core {
+    pub(crate) id: ClientId,
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) waiters: Waiters,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) reaper: Reaper,
+    requests: AtomicU64,
+    /// The server's time, and a moment that was certainly before it, from the last answer.
+    server_time: Mutex<Option<(Moment, u64)>>,
+    ending: AtomicBool,
+    ended: watch::Sender<bool>,
+}
+
+/// Keeps a client going. The last one to be dropped ends it.
+pub(crate) struct Handle {
+    core: Arc<Core>,
+}
+
+impl Handle {
+    /// Without keeping the client going.
+    pub(crate) fn core(&self) -> Arc<Core> {
+        self.core.clone()
+    }
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Core;
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.core.end();
+    }
+}
+
+/// Where a client's task runs.
+pub(crate) enum Home {
+    /// On the runtime that made it.
+    Runtime(tokio::runtime::Handle),
+    /// On a thread of its own: an embedded client needs no runtime to be made.
+    Thread,
+}
+
+impl Core {
+    pub(crate) fn new(id: ClientId, config: Config, clock: Clock, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            id,
+            config,
+            clock,
+            backend,
+            waiters: Waiters::default(),
+            watchdog: Watchdog::default(),
+            reaper: Reaper::default(),
+            requests: AtomicU64::new(0),
+            server_time: Mutex::new(None),
+            ending: AtomicBool::new(false),
+            ended: watch::channel(false).0,
+        }
+    }
+
+    /// Starts the client's task.
+    pub(crate) fn start(self: Arc<Self>, home: Home) -> Result<Arc<Handle>, Error> {
+        let task = Task {
+            core: self.clone(),
+            done: false,
+        };
+        match home {
+            Home::Runtime(runtime) => {
+                runtime.spawn(task.run());
+            }
+            Home::Thread => task.on_a_thread().map_err(|error| {
+                ErrorKind::Unreachable(format!("no thread could be started for the client: {error}"))
+            })?,
+        }
+        Ok(Arc::new(Handle { core: self }))
+    }
+
+    pub(crate) fn next_request(&self) -> RequestId {
+        RequestId {
+            client: self.id,
+            number: self.requests.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
+    // -- time ---------------------------------------------------------------------------------------------------
+
+    /// Every answer tells the server's time.
+    pub(crate) fn hear(&self, heard: &Heard) {
+        let mut time = self.server_time.lock();
+        if time.is_none_or(|(sent, _)| sent <= heard.sent) {
+            *time = Some((heard.sent, heard.answer.now_us));
+        }
+    }
+
+    /// When a deadline of the server's has certainly not passed yet, on our clock.
+    pub(crate) fn deadline(&self, heard: &Heard, deadline_ms: u64) -> Moment {
+        place(heard.sent, heard.answer.now_us, deadline_ms)
+    }
+
+    /// The same for a deadline that came by a push: counted from the last answer before it.
+    pub(crate) fn deadline_by_push(&self, deadline_ms: u64) -> Moment {
+        match *self.server_time.lock() {
+            Some((sent, now_us)) => place(sent, now_us, deadline_ms),
+            None => Moment(Duration::ZERO),
+        }
+    }
+
+    /// The server's time, roughly: for what people read.
+    pub(crate) fn server_now_ms(&self) -> u64 {
+        match *self.server_time.lock() {
+            Some((sent, now_us)) => now_us / 1000 + millis(self.clock.now().since(sent)),
+            None => 0,
+        }
+    }
+
+    /// A short rest before something is tried again.
+    pub(crate) async fn pause(&self) {
+        self.clock
+            .sleep_until(self.clock.now().plus(Duration::from_millis(10)))
+            .await;
+    }
+
+    // -- pushes -------------------------------------------------------------------------------------------------
+
+    pub(crate) fn push(&self, push: Push) {
+        match push {
+            Push::Granted { grants, .. } => {
+                for (request, grant) in grants {
+                    self.waiters.granted(self, request, grant);
+                }
+            }
+            Push::Revoked { requests } => {
+                for request in requests {
+                    self.watchdog.lose(self, request, LostCause::Revoked);
+                }
+            }
+        }
+    }
+
+    // -- the end ------------------------------------------------------------------------------------------------
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// No more acquisitions. What is held is lost and given back, what waits is withdrawn; then the task ends.
+    pub(crate) fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+        self.waiters.fail_all(self, &ErrorKind::Closed.into());
+        self.watchdog.lose_all(self, LostCause::Closed);
+        self.reaper.nudge();
+    }
+
+    /// Resolves when the client's task has ended.
+    pub(crate) async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // An error means that the sender is gone, and with it the task.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    pub(crate) fn unreachable(&self, name: &Name) -> Error {
+        let why = match self.backend.trouble() {
+            Some(error) => error.to_string(),
+            None => "it does not answer".into(),
+        };
+        ErrorKind::Unreachable(format!(
+            "the server could not be reached for {:?}: {why}",
+            name.as_str()
+        ))
+        .into()
+    }
+}
+
+fn place(sent: Moment, now_us: u64, deadline_ms: u64) -> Moment {
+    let left = Duration::from_micros(deadline_ms.saturating_mul(1000).saturating_sub(now_us));
+    sent.plus(left).minus(margin(left))
+}
+
+/// The client's task.
+struct Task {
+    core: Arc<Core>,
+    done: bool,
+}
+
+impl Task {
+    async fn run(mut self) {
+        if let Err(panic) = AssertUnwindSafe(self.work()).catch_unwind().await {
+            // A fault of ours. Whoever trusts this client must know.
+            self.core.end();
+            self.core.ended.send_replace(true);
+            self.done = true;
+            std::panic::resume_unwind(panic);
+        }
+        self.done = true;
+    }
+
+    async fn work(&self) {
+        let core = &*self.core;
+        let settle = async {
+            core.reaper.run(core).await;
+            // A courtesy: without it the server forgets us when our announcement runs out.
+            let farewell = core.backend.announce(None, 0);
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        };
+        tokio::select! {
+            () = settle => {}
+            () = core.backend.drive() => {}
+            () = core.watchdog.run(core) => {}
+            () = core.waiters.run(core) => {}
+            () = announce(core) => {}
+            () = follow(core) => {}
+        }
+        core.backend.close().await;
+        core.ended.send_replace(true);
+    }
+
+    fn on_a_thread(self) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("relatch".into())
+            .spawn(move || runtime.block_on(self.run()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.done || *self.core.ended.borrow() {
+            return;
+        }
+        let core = self.core.clone();
+        let moved = Task {
+            core: core.clone(),
+            done: false,
+        };
+        match moved.on_a_thread() {
+            // The process may be about to end with its runtime. What was dropped before that is given back first.
+            Ok(()) => core.reaper.wait_settled(LAST_WORDS),
+            Err(error) => {
+                tracing::error!(%error, "no thread for a client whose runtime shut down; its holds will lapse");
+            }
+        }
+    }
+}
+
+/// How long the farewell of an ending client may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a runtime that shuts down is kept for what was dropped but not given back yet.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Keeps this client known to whoever asks who is in the way.
+async fn announce(core: &Core) {
+    let info = this_process();
+    let period = core.config.lease.max(Duration::from_secs(10));
+    loop {
+        let announced = core.backend.announce(Some(&info), millis(period * 3)).await;
+        let rest = if announced.is_ok() {
+            period
+        } else {
+            Duration::from_secs(1)
+        };
+        core.clock.sleep_until(core.clock.now().plus(rest)).await;
+    }
+}
+
+/// Asks about everything whenever the link was made anew.
+async fn follow(core: &Core) {
+    let mut generation = core.backend.generation();
+    generation.mark_unchanged();
+    while generation.changed().await.is_ok() {
+        core.waiters.recheck(core);
+        core.watchdog.recheck(core);
+    }
+    std::future::pending().await
+}
+
+fn this_process() -> ClientInfo {
+    let program = std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    ClientInfo {
+        host: gethostname::gethostname().to_string_lossy().into_owned(),
+        pid: std::process::id(),
+        program: program.unwrap_or_else(|| "unknown".into()),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}

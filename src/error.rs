@@ -1,0 +1,242 @@
+//! One opaque error with predicates: what went wrong, for whom, and what to do about it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::owner::Owner;
+use crate::protocol::{ClientInfo, Ending, Mode};
+
+/// Why something could not be done.
+///
+/// Ask it with the predicates; [`Display`](fmt::Display) says what happened and what to do.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::Relatch;
+/// use std::time::Duration;
+///
+/// let relatch = Relatch::embedded();
+/// let lock = relatch.rwlock("catalog")?;
+/// let _held = lock.write().label("nightly import").await?;
+///
+/// let error = lock.read().timeout(Duration::from_millis(20)).await.unwrap_err();
+/// assert!(error.is_timeout());
+/// assert_eq!(error.blame().unwrap().holders[0].label.as_deref(), Some("nightly import"));
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+pub struct Error(Box<ErrorKind>);
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ErrorKind {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("no {mode} hold on {name:?} within {waited:?}{blame}")]
+    Timeout {
+        name: String,
+        mode: Mode,
+        waited: Duration,
+        blame: Blame,
+    },
+    #[error(
+        "this owner reads {name:?} and asks for {mode}, which would wait for its own read to end; \
+         take `upgradable_read()` first and upgrade it, or release the read"
+    )]
+    Refused { name: String, mode: Mode },
+    #[error("the hold on {name:?} is lost: {cause}")]
+    Lost { name: String, cause: LostCause },
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("this client is closed; connect a new one")]
+    Closed,
+    #[error("{0}")]
+    Server(String),
+}
+
+impl Error {
+    pub(crate) fn kind(&self) -> &ErrorKind {
+        &self.0
+    }
+
+    /// The wait ran out. [`blame`](Self::blame) says who was in the way.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Timeout { .. })
+    }
+
+    /// The acquisition would have waited for its own owner: a hang, refused.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Refused { .. })
+    }
+
+    /// The hold had ended before it was asked to do this. [`lost_cause`](Self::lost_cause) says how.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Lost { .. })
+    }
+
+    /// The server could not be reached, or did not answer in time. Whether it has done what it was asked is settled in the
+    /// background: nothing stays behind.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Unreachable(_))
+    }
+
+    /// A name, an option or an address that can't be used.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Invalid(_))
+    }
+
+    /// The server answered, and said no: a key of another type, a missing right, a version that is too old.
+    pub fn is_server(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Server(_))
+    }
+
+    /// The client was closed.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Closed)
+    }
+
+    /// Who was in the way when the wait ran out.
+    pub fn blame(&self) -> Option<&Blame> {
+        match self.kind() {
+            ErrorKind::Timeout { blame, .. } => Some(blame),
+            _ => None,
+        }
+    }
+
+    /// How the hold was lost.
+    pub fn lost_cause(&self) -> Option<LostCause> {
+        match self.kind() {
+            ErrorKind::Lost { cause, .. } => Some(*cause),
+            _ => None,
+        }
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self(Box::new(kind))
+    }
+}
+
+impl Clone for Error {
+    fn clone(&self) -> Self {
+        self.kind().clone().into()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// How a hold was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostCause {
+    /// Its lease ran out: a fixed lease ended, or it could not be renewed in time.
+    Lapsed,
+    /// An operator revoked it.
+    Revoked,
+    /// The server no longer knows it: it lost its data, or somebody deleted the key.
+    Forgotten,
+    /// It reached its `max_hold`.
+    MaxHold,
+    /// Its client was closed.
+    Closed,
+}
+
+impl LostCause {
+    /// What a server's answer means to a guard that thought it was held.
+    pub(crate) fn of(ending: Ending) -> Self {
+        match ending {
+            Ending::Lapsed => LostCause::Lapsed,
+            Ending::Revoked => LostCause::Revoked,
+            Ending::Withdrawn | Ending::Forgotten | Ending::Unknown => LostCause::Forgotten,
+        }
+    }
+}
+
+impl fmt::Display for LostCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LostCause::Lapsed => "its lease ran out",
+            LostCause::Revoked => "an operator revoked it",
+            LostCause::Forgotten => "the server no longer knows it (it lost data, or the key was deleted)",
+            LostCause::MaxHold => "it reached its max_hold",
+            LostCause::Closed => "its client was closed",
+        })
+    }
+}
+
+/// Who is in the way of a wait that ran out.
+///
+/// As the server saw it at that moment; empty when it could not be asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Blame {
+    /// Some of those who hold: at most four owners.
+    pub holders: Vec<Holder>,
+    /// How many owners hold in all.
+    pub total: u64,
+    /// How many requests were ahead in line.
+    pub ahead: u64,
+}
+
+/// One granted request, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// Who holds.
+    pub owner: Owner,
+    /// In which mode.
+    pub mode: Mode,
+    /// For how long.
+    pub held_for: Duration,
+    /// How long its lease still runs if nothing renews it.
+    pub lease_left: Duration,
+    /// An operator has revoked it, and its holder has not given it back yet.
+    pub revoked: bool,
+    /// The label it was acquired with.
+    pub label: Option<String>,
+    /// The process that acquired it; `None` when it is no longer known.
+    pub client: Option<ClientInfo>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by owner {} for {:?}", self.mode, self.owner, self.held_for)?;
+        if let Some(client) = &self.client {
+            write!(f, ", {client}")?;
+        }
+        if let Some(label) = &self.label {
+            write!(f, ", {label:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Blame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = ": held as ";
+        for holder in &self.holders {
+            write!(f, "{before}{holder}")?;
+            before = "; ";
+        }
+        let owners: std::collections::BTreeSet<_> =
+            self.holders.iter().map(|h| h.owner.to_string()).collect();
+        if self.total > owners.len() as u64 {
+            write!(f, "; and {} more", self.total - owners.len() as u64)?;
+        }
+        if self.ahead > 0 {
+            write!(f, "; {} ahead in line", self.ahead)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,517 @@
+//! What an acquisition gives: three guards over one private [`Hold`].
+//!
+//! The invariant: dropping a guard gives its hold back, and a guard never says that it is held when somebody else may hold.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Failure;
+use crate::core::{Core, Handle};
+use crate::error::{Error, ErrorKind, LostCause};
+use crate::lock::{Spec, acquire};
+use crate::owner::Owner;
+use crate::protocol::{Call, Downgrade, Downgraded, Ending, Mode, Operation, Release, Released, Reply};
+use crate::watchdog::Held;
+
+/// A granted request, and the duty to give it back.
+pub(crate) struct Hold {
+    client: Arc<Handle>,
+    held: Arc<Held>,
+    /// Nothing is to be given back: it was, or another guard has taken over.
+    spent: bool,
+}
+
+/// A guard made from a hold that was acquired in its mode.
+pub trait FromHold: sealed::Sealed + Send + 'static {
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn from_hold(hold: Hold) -> Self;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl Hold {
+    pub(crate) fn new(client: Arc<Handle>, held: Arc<Held>) -> Self {
+        Self {
+            client,
+            held,
+            spent: false,
+        }
+    }
+
+    fn core(&self) -> &Core {
+        &self.client
+    }
+
+    fn end(&self) -> Option<LostCause> {
+        self.held.end(self.core().clock.now())
+    }
+
+    /// An error if it is no longer held.
+    fn check(&self) -> Result<(), Error> {
+        match self.end() {
+            None => Ok(()),
+            Some(cause) => Err(self.held.lost_error(cause)),
+        }
+    }
+
+    /// Repeats a call that changes this hold until it is answered, or until the hold has ended.
+    async fn insist<T>(
+        &self,
+        mut call: Call,
+        read: impl Fn(&Reply) -> Option<Result<T, Ending>>,
+    ) -> Result<T, Error> {
+        let core = self.core();
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                outcome = core.backend.call(&call) => outcome,
+                cause = self.held.lost(core) => return Err(self.held.lost_error(cause)),
+            };
+            match outcome {
+                Ok(heard) => {
+                    core.hear(&heard);
+                    return match read(&heard.answer.reply) {
+                        Some(Ok(value)) => Ok(value),
+                        Some(Err(ending)) => Err(self.held.lost_error(LostCause::of(ending))),
+                        None => Err(ErrorKind::Server(
+                            "the server answered something else than was asked".into(),
+                        )
+                        .into()),
+                    };
+                }
+                Err(Failure::No(error)) => return Err(error),
+                Err(Failure::Unknown(_)) => {
+                    if let Operation::Release(release) = &mut call.operation {
+                        release.again = true;
+                    }
+                    core.pause().await;
+                }
+            }
+        }
+    }
+
+    async fn release(mut self) -> Result<(), Error> {
+        self.check()?;
+        let call = Call {
+            name: self.held.name.clone(),
+            operation: Operation::Release(Release {
+                request: self.held.member.request,
+                owner: self.held.member.owner,
+                fence: self.held.fence,
+                again: false,
+                mark: self.held.is_marked(),
+            }),
+        };
+        let released = self
+            .insist(call, |reply| match reply {
+                Reply::Release(Released::Released) => Some(Ok(())),
+                Reply::Release(Released::NotHeld(ending)) => Some(Err(*ending)),
+                _ => None,
+            })
+            .await;
+        if released.is_ok() || released.as_ref().is_err_and(Error::is_lost) {
+            self.core().watchdog.forget(self.held.member.request);
+            // A lapsed one may still be there for a moment: then the drop gives it back.
+            self.spent = released.is_ok();
+        }
+        released
+    }
+
+    async fn downgrade(self, to: Mode) -> Result<Self, Error> {
+        self.check()?;
+        let call = Call {
+            name: self.held.name.clone(),
+            operation: Operation::Downgrade(Downgrade {
+                request: self.held.member.request,
+                owner: self.held.member.owner,
+                fence: self.held.fence,
+                to,
+            }),
+        };
+        self.insist(call, |reply| match reply {
+            Reply::Downgrade(Downgraded::Downgraded(_)) => Some(Ok(())),
+            Reply::Downgrade(Downgraded::NotHeld(ending)) => Some(Err(*ending)),
+            _ => None,
+        })
+        .await?;
+        Ok(self)
+    }
+
+    /// Becomes a write hold, or stays what it is.
+    async fn upgrade(mut self, wait: bool, timeout: Option<Duration>) -> Result<Self, (Error, Self)> {
+        if let Err(error) = self.check() {
+            return Err((error, self));
+        }
+        let client = self.client.clone();
+        let request = self.held.member.request;
+        let keep = self.held.keep;
+        let core: &Core = &client;
+        let left = self.held.cap.since(core.clock.now());
+        let spec = Spec {
+            name: self.held.name.clone(),
+            mode: Mode::Write,
+            owner: None,
+            timeout,
+            lease: keep.fixed.then_some(keep.lease),
+            max_hold: keep.max_hold.map(|_| left),
+            label: self.held.label.clone(),
+            wait,
+            upgrade_of: Some(request),
+        };
+        // Until it is known which of the two requests the server holds, its release must settle both.
+        self.held.mark();
+        let upgrading = Upgrading::new(core, request);
+        let outcome = tokio::select! {
+            biased;
+            outcome = acquire(&client, &spec, self.owner()) => outcome,
+            cause = self.held.lost(core) => Err(self.held.lost_error(cause)),
+        };
+        drop(upgrading);
+        match outcome {
+            Ok(Some(hold)) => {
+                self.spent = true;
+                core.watchdog.forget(request);
+                Ok(hold)
+            }
+            Ok(None) => Err((spec.timed_out(Duration::ZERO, crate::Blame::default()), self)),
+            Err(error) => Err((error, self)),
+        }
+    }
+
+    fn owner(&self) -> Owner {
+        Owner::from_id(self.held.member.owner)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.spent {
+            let core: &Core = &self.client;
+            core.watchdog.forget(self.held.member.request);
+            core.reaper.release(core, &self.held);
+        }
+    }
+}
+
+/// While it lives, the server may know a hold by its upgrade.
+struct Upgrading<'a> {
+    core: &'a Core,
+    request: crate::protocol::RequestId,
+}
+
+impl<'a> Upgrading<'a> {
+    fn new(core: &'a Core, request: crate::protocol::RequestId) -> Self {
+        core.watchdog.upgrading(request, true);
+        Self { core, request }
+    }
+}
+
+impl Drop for Upgrading<'_> {
+    fn drop(&mut self) {
+        self.core.watchdog.upgrading(self.request, false);
+    }
+}
+
+macro_rules! guard {
+    ($(#[$doc:meta])* $name:ident, $mode:expr) => {
+        $(#[$doc])*
+        #[must_use = "dropping a guard gives its hold back at once"]
+        pub struct $name(Hold);
+
+        impl sealed::Sealed for $name {}
+
+        impl FromHold for $name {
+            #[allow(private_interfaces, reason = "the trait is sealed")]
+            fn from_hold(hold: Hold) -> Self {
+                Self(hold)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("name", &self.name())
+                    .field("owner", &self.owner())
+                    .field("fence", &self.fence())
+                    .field("is_held", &self.is_held())
+                    .finish()
+            }
+        }
+
+        impl $name {
+            /// The name that is held.
+            pub fn name(&self) -> &str {
+                self.0.held.name.as_str()
+            }
+
+            /// Who holds.
+            pub fn owner(&self) -> Owner {
+                self.0.owner()
+            }
+
+            /// In which mode.
+            pub fn mode(&self) -> Mode {
+                $mode
+            }
+
+            /// The fence: a number that strictly grows with every new write hold of this name. Send it along with what you write, and let the
+            /// resource refuse what is smaller than it has seen. A read hold has the fence of the last write before it: the
+            /// version of what it reads.
+            pub fn fence(&self) -> u64 {
+                self.0.held.fence
+            }
+
+            /// How deep this acquisition is: 1 for its owner's first in this mode, 2 inside that, and so on, over all processes of the owner. As the
+            /// server counted when it was acquired.
+            pub fn depth(&self) -> u64 {
+                self.0.held.depth
+            }
+
+            /// Is it held, for certain? Turns false before the server could give the lock to somebody else. By our own clock; asks nobody.
+            pub fn is_held(&self) -> bool {
+                self.0.end().is_none()
+            }
+
+            /// How long it is held for certain, if nothing renews it any more. Zero when it is lost.
+            pub fn valid_for(&self) -> Duration {
+                match self.0.end() {
+                    Some(_) => Duration::ZERO,
+                    None => self.0.held.until().since(self.0.core().clock.now()),
+                }
+            }
+
+            /// Resolves when the hold is lost, with the cause, before the server could give the lock to somebody else. Never resolves
+            /// for a hold that was released.
+            ///
+            /// The future is independent of the guard: select on it while the guard is in use.
+            ///
+            /// # Cancel safety
+            ///
+            /// Cancel safe: ask again at any time.
+            ///
+            /// ```
+            /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            /// use relatch::{LostCause, Relatch};
+            ///
+            /// let relatch = Relatch::embedded();
+            /// let held = relatch.rwlock("job")?.write().await?;
+            /// relatch.revoke("job").await?;
+            /// assert_eq!(held.lost().await, LostCause::Revoked);
+            /// assert!(!held.is_held());
+            /// # Ok::<(), relatch::Error>(()) }).unwrap();
+            /// ```
+            pub fn lost(&self) -> impl Future<Output = LostCause> + Send + use<> {
+                let core = self.0.client.core();
+                let held = self.0.held.clone();
+                async move { held.lost(&core).await }
+            }
+
+            /// Runs `work`, and ends it when the hold is lost.
+            ///
+            /// # Errors
+            ///
+            /// [`is_lost`](Error::is_lost): the hold was lost before `work` was done, and `work` was dropped where it was.
+            ///
+            /// # Cancel safety
+            ///
+            /// As cancel safe as `work`.
+            pub async fn protect<F: Future>(&self, work: F) -> Result<F::Output, Error> {
+                tokio::select! {
+                    biased;
+                    cause = self.0.held.lost(self.0.core()) => Err(self.0.held.lost_error(cause)),
+                    output = work => Ok(output),
+                }
+            }
+
+            /// Gives the hold back, and says whether it was still there to be given.
+            ///
+            /// Dropping the guard gives it back as well, in the background.
+            ///
+            /// # Errors
+            ///
+            /// [`is_lost`](Error::is_lost): it had been lost before, or no answer came while it was valid. What it guarded may have been entered
+            /// by others.
+            ///
+            /// # Cancel safety
+            ///
+            /// Dropping the future leaves the release to the background: nothing is left behind.
+            pub async fn release(self) -> Result<(), Error> {
+                self.0.release().await
+            }
+        }
+    };
+}
+
+guard! {
+    /// A read hold. Dropping it gives it back.
+    ReadGuard, Mode::Read
+}
+
+guard! {
+    /// An upgradable hold. Dropping it gives it back.
+    UpgradableGuard, Mode::Upgradable
+}
+
+guard! {
+    /// A write hold. Dropping it gives it back.
+    WriteGuard, Mode::Write
+}
+
+impl WriteGuard {
+    /// Becomes a read hold without a gap, and lets waiting readers in.
+    ///
+    /// # Errors
+    ///
+    /// [`is_lost`](Error::is_lost): it was lost. The hold is given back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the hold back.
+    pub async fn downgrade(self) -> Result<ReadGuard, Error> {
+        Ok(ReadGuard(self.0.downgrade(Mode::Read).await?))
+    }
+
+    /// Becomes an upgradable hold without a gap, and lets waiting readers in.
+    ///
+    /// # Errors
+    ///
+    /// [`is_lost`](Error::is_lost): it was lost. The hold is given back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the hold back.
+    pub async fn downgrade_to_upgradable(self) -> Result<UpgradableGuard, Error> {
+        Ok(UpgradableGuard(self.0.downgrade(Mode::Upgradable).await?))
+    }
+}
+
+impl UpgradableGuard {
+    /// Becomes a write hold without a gap: waits, ahead of everybody, for the readers to leave. Await the result, or first
+    /// give it a timeout: see [`Upgrade`].
+    pub fn upgrade(self) -> Upgrade {
+        Upgrade {
+            guard: self,
+            timeout: None,
+        }
+    }
+
+    /// Becomes a write hold if no reader is in the way; else it is handed back as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Upgrade`], but never a timeout.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the hold back.
+    pub async fn try_upgrade(self) -> Result<Result<WriteGuard, UpgradableGuard>, UpgradeError> {
+        match self.0.upgrade(false, None).await {
+            Ok(hold) => Ok(Ok(WriteGuard(hold))),
+            Err((error, hold)) if error.is_timeout() => Ok(Err(UpgradableGuard(hold))),
+            Err((error, hold)) => Err(UpgradeError::new(error, hold)),
+        }
+    }
+
+    /// Becomes a read hold without a gap, and lets the next upgradable or write request come nearer.
+    ///
+    /// # Errors
+    ///
+    /// [`is_lost`](Error::is_lost): it was lost. The hold is given back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the hold back.
+    pub async fn downgrade(self) -> Result<ReadGuard, Error> {
+        Ok(ReadGuard(self.0.downgrade(Mode::Read).await?))
+    }
+}
+
+/// An upgrade: await it for the write guard.
+///
+/// # Errors
+///
+/// An [`UpgradeError`], which has the upgradable guard in it: after a timeout it is still held.
+///
+/// # Cancel safety
+///
+/// Dropping the future gives the hold back, in whichever mode it is.
+#[must_use = "an upgrade does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct Upgrade {
+    guard: UpgradableGuard,
+    timeout: Option<Duration>,
+}
+
+impl Upgrade {
+    /// Gives up after so long.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+impl IntoFuture for Upgrade {
+    type Output = Result<WriteGuard, UpgradeError>;
+    type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            match self.guard.0.upgrade(true, self.timeout).await {
+                Ok(hold) => Ok(WriteGuard(hold)),
+                Err((error, hold)) => Err(UpgradeError::new(error, hold)),
+            }
+        })
+    }
+}
+
+/// An upgrade that did not come about, with the upgradable guard that it was to be.
+///
+/// With `?` it becomes an [`Error`], and the guard gives its hold back.
+pub struct UpgradeError {
+    error: Error,
+    guard: Box<UpgradableGuard>,
+}
+
+impl UpgradeError {
+    fn new(error: Error, hold: Hold) -> Self {
+        Self {
+            error,
+            guard: Box::new(UpgradableGuard(hold)),
+        }
+    }
+
+    /// Why not.
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// The guard: still held, unless the error says that it is lost.
+    pub fn into_guard(self) -> UpgradableGuard {
+        *self.guard
+    }
+}
+
+impl From<UpgradeError> for Error {
+    fn from(failed: UpgradeError) -> Self {
+        failed.error
+    }
+}
+
+impl fmt::Display for UpgradeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl fmt::Debug for UpgradeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.error, f)
+    }
+}
+
+impl std::error::Error for UpgradeError {}

@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod client;
+mod clock;
+mod config;
+mod core;
+mod error;
+mod guard;
+mod lock;
+mod owner;
+mod protocol;
+mod reaper;
+mod state;
+mod waiters;
+mod watchdog;
+
+pub use backend::embedded::Embedded;
+pub use client::{Builder, Inspection, Relatch, Waiting};
+pub use clock::Clock;
+pub use config::Config;
+pub use error::{Blame, Error, Holder, LostCause};
+pub use guard::{FromHold, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
+pub use lock::{Acquire, Acquiring, RwLock, TryAcquire};
+pub use owner::Owner;
+pub use protocol::{ClientInfo, Mode};

@@ -1,0 +1,608 @@
+//! A lock, and the one path by which everything acquires.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::backend::Failure;
+use crate::clock::Moment;
+use crate::config::check_lease;
+use crate::core::{Core, Handle};
+use crate::error::{Blame, Error, ErrorKind, Holder};
+use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
+use crate::owner::Owner;
+use crate::protocol::{
+    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, Reply,
+    RequestId, Snapshot, Withdrawn, millis,
+};
+use crate::waiters::{Outcome, Wanted};
+use crate::watchdog::{Granting, Held, Keep};
+
+/// A re-entrant read-write lock on one name.
+///
+/// Cheap to make and to clone; all locks of a client share its connection. It holds nothing by itself: the guards do.
+///
+/// Made by [`Relatch::rwlock`](crate::Relatch::rwlock).
+#[derive(Clone)]
+pub struct RwLock {
+    pub(crate) client: Arc<Handle>,
+    pub(crate) name: Name,
+}
+
+impl fmt::Debug for RwLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RwLock")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RwLock {
+    /// The name it locks.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Acquires a read hold: shared with other readers and with one upgradable hold.
+    ///
+    /// Waits while another owner writes, and while a writer is queued. Re-enters at once, past everybody, when its owner
+    /// holds in any mode. Await the result, or first say more: see [`Acquire`].
+    pub fn read(&self) -> Acquire<ReadGuard> {
+        Acquire::new(self, Mode::Read)
+    }
+
+    /// Acquires an upgradable hold: shared with readers, but one owner at a time, who alone may then
+    /// [`upgrade`](UpgradableGuard::upgrade) to write without a gap.
+    ///
+    /// Refused ([`Error::is_refused`]) instead of waiting when its owner holds read only and somebody else is in the way.
+    pub fn upgradable_read(&self) -> Acquire<UpgradableGuard> {
+        Acquire::new(self, Mode::Upgradable)
+    }
+
+    /// Acquires a write hold: exclusive, with a fence that is greater than every one before it.
+    ///
+    /// Waits for everybody else to leave; no new reader passes it. Re-enters when its owner writes; when its owner holds
+    /// upgradable it waits at the head of the line for the readers to leave. Refused ([`Error::is_refused`]) instead of
+    /// waiting when its owner holds read only and is not the only reader: two that did this would wait for each other.
+    pub fn write(&self) -> Acquire<WriteGuard> {
+        Acquire::new(self, Mode::Write)
+    }
+
+    /// A read hold if it can be had at once, else `None`.
+    pub fn try_read(&self) -> TryAcquire<ReadGuard> {
+        TryAcquire(Acquire::new(self, Mode::Read))
+    }
+
+    /// An upgradable hold if it can be had at once, else `None`.
+    pub fn try_upgradable_read(&self) -> TryAcquire<UpgradableGuard> {
+        TryAcquire(Acquire::new(self, Mode::Upgradable))
+    }
+
+    /// A write hold if it can be had at once, else `None`.
+    pub fn try_write(&self) -> TryAcquire<WriteGuard> {
+        TryAcquire(Acquire::new(self, Mode::Write))
+    }
+}
+
+/// An acquisition: await it for the guard.
+///
+/// # Errors
+///
+/// - [`is_timeout`](Error::is_timeout): not within the [`timeout`](Self::timeout); [`Error::blame`] says who was in the way.
+/// - [`is_refused`](Error::is_refused): it would have waited for its own owner.
+/// - [`is_unreachable`](Error::is_unreachable): the server did not answer within the timeout, or within
+///   [`Config::patience`](crate::Config::patience) where there is none.
+/// - [`is_invalid`](Error::is_invalid): an option that can't be used.
+/// - [`is_server`](Error::is_server): the server says no. [`is_closed`](Error::is_closed): the client was closed.
+///
+/// # Cancel safety
+///
+/// Dropping the future at any point leaves nothing behind: no hold, no place in line, whatever was under way. You lose
+/// your place.
+///
+/// # Examples
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::{Owner, Relatch};
+/// use std::time::Duration;
+///
+/// let relatch = Relatch::embedded();
+/// let lock = relatch.rwlock("catalog")?;
+/// let owner = Owner::new();
+/// let held = lock
+///     .write()
+///     .owner(&owner)
+///     .timeout(Duration::from_secs(2))
+///     .lease(Duration::from_secs(5))
+///     .label("nightly import")
+///     .await?;
+/// held.release().await?;
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+#[must_use = "an acquisition does nothing until it is awaited"]
+pub struct Acquire<G> {
+    client: Arc<Handle>,
+    spec: Spec,
+    guard: PhantomData<fn() -> G>,
+}
+
+/// An acquisition that does not wait: await it for the guard, or `None` if somebody is in the way.
+///
+/// # Errors
+///
+/// As [`Acquire`], but never a timeout and never a refusal: both are `None`.
+///
+/// # Cancel safety
+///
+/// As [`Acquire`].
+#[must_use = "an acquisition does nothing until it is awaited"]
+#[derive(Debug)]
+pub struct TryAcquire<G>(Acquire<G>);
+
+impl<G> fmt::Debug for Acquire<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.spec, f)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: Name,
+    pub(crate) mode: Mode,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) lease: Option<Duration>,
+    pub(crate) max_hold: Option<Duration>,
+    pub(crate) label: String,
+    pub(crate) wait: bool,
+    /// The granted upgradable hold that becomes this one.
+    pub(crate) upgrade_of: Option<RequestId>,
+}
+
+impl<G> Acquire<G> {
+    fn new(lock: &RwLock, mode: Mode) -> Self {
+        Self {
+            client: lock.client.clone(),
+            spec: Spec {
+                name: lock.name.clone(),
+                mode,
+                owner: None,
+                timeout: None,
+                lease: None,
+                max_hold: None,
+                label: String::new(),
+                wait: true,
+                upgrade_of: None,
+            },
+            guard: PhantomData,
+        }
+    }
+
+    /// For this owner, instead of the one of the surrounding [`Owner::scope`].
+    pub fn owner(mut self, owner: &Owner) -> Self {
+        self.spec.owner = Some(owner.clone());
+        self
+    }
+
+    /// Gives up after so long. Zero asks once and does not wait. Without a timeout it waits for as long as it takes.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.spec.timeout = Some(timeout);
+        self
+    }
+
+    /// A fixed lease: the hold ends so long after its grant, and nothing renews it. 10 ms to 30 days.
+    ///
+    /// Without it the lease is [`Config::lease`](crate::Config::lease), renewed for as long as the guard lives.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.spec.lease = Some(lease);
+        self
+    }
+
+    /// Renews for so long at most: a cap on the whole hold. At its end the hold is lost and given back. At least 10 ms.
+    pub fn max_hold(mut self, max_hold: Duration) -> Self {
+        self.spec.max_hold = Some(max_hold);
+        self
+    }
+
+    /// A word for whoever asks who is in the way: up to 256 bytes.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.spec.label = label.into();
+        self
+    }
+}
+
+impl<G> TryAcquire<G> {
+    /// See [`Acquire::owner`].
+    pub fn owner(self, owner: &Owner) -> Self {
+        Self(self.0.owner(owner))
+    }
+
+    /// See [`Acquire::lease`].
+    pub fn lease(self, lease: Duration) -> Self {
+        Self(self.0.lease(lease))
+    }
+
+    /// See [`Acquire::max_hold`].
+    pub fn max_hold(self, max_hold: Duration) -> Self {
+        Self(self.0.max_hold(max_hold))
+    }
+
+    /// See [`Acquire::label`].
+    pub fn label(self, label: impl Into<String>) -> Self {
+        Self(self.0.label(label))
+    }
+}
+
+/// What awaiting an acquisition is.
+pub type Acquiring<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+impl<G: FromHold> IntoFuture for Acquire<G> {
+    type Output = Result<G, Error>;
+    type IntoFuture = Acquiring<G>;
+
+    fn into_future(self) -> Acquiring<G> {
+        let owner = self.spec.owner();
+        Box::pin(async move {
+            match acquire(&self.client, &self.spec, owner).await? {
+                Some(hold) => Ok(G::from_hold(hold)),
+                // Only an acquisition that does not wait comes back without a hold.
+                None => Err(self.spec.timed_out(Duration::ZERO, Blame::default())),
+            }
+        })
+    }
+}
+
+impl<G: FromHold> IntoFuture for TryAcquire<G> {
+    type Output = Result<Option<G>, Error>;
+    type IntoFuture = Acquiring<Option<G>>;
+
+    fn into_future(mut self) -> Acquiring<Option<G>> {
+        self.0.spec.wait = false;
+        let owner = self.0.spec.owner();
+        Box::pin(async move {
+            let hold = acquire(&self.0.client, &self.0.spec, owner).await?;
+            Ok(hold.map(G::from_hold))
+        })
+    }
+}
+
+impl Spec {
+    /// The owner is settled where the acquisition is awaited, not where it is polled.
+    fn owner(&self) -> Owner {
+        self.owner
+            .clone()
+            .or_else(Owner::current)
+            .unwrap_or_else(Owner::new)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if let Some(lease) = self.lease {
+            check_lease("lease", lease)?;
+        }
+        if let Some(max_hold) = self.max_hold {
+            check_lease("max_hold", max_hold)?;
+        }
+        if self.label.len() > MAX_LABEL {
+            return Err(ErrorKind::Invalid(format!(
+                "a label has {} bytes; {MAX_LABEL} are allowed",
+                self.label.len()
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    fn keep(&self, core: &Core) -> Keep {
+        let lease = self.lease.unwrap_or(core.config.lease);
+        Keep {
+            lease: self.max_hold.map_or(lease, |max| lease.min(max)),
+            fixed: self.lease.is_some(),
+            max_hold: self.max_hold,
+        }
+    }
+
+    pub(crate) fn timed_out(&self, waited: Duration, blame: Blame) -> Error {
+        ErrorKind::Timeout {
+            name: self.name.as_str().into(),
+            mode: self.mode,
+            waited,
+            blame,
+        }
+        .into()
+    }
+}
+
+/// A request that the server may know of. Dropping it withdraws the request.
+struct Pending<'a> {
+    core: &'a Core,
+    spec: &'a Spec,
+    member: Member,
+    lease: Duration,
+    armed: bool,
+}
+
+impl Pending<'_> {
+    /// It is granted, or it is known that the server has nothing of it.
+    fn settled(&mut self) {
+        self.armed = false;
+        self.core.waiters.forget(self.member.request);
+    }
+
+    /// Leaves, and hears who was in the way if the server says so soon.
+    fn withdraw(&mut self) -> oneshot::Receiver<Withdrawn> {
+        let (tell, told) = oneshot::channel();
+        self.settled();
+        let Self { core, spec, .. } = self;
+        core.watchdog.forget(self.member.request);
+        core.reaper.withdraw(
+            core,
+            &spec.name,
+            self.member,
+            spec.upgrade_of,
+            self.lease,
+            Some(tell),
+        );
+        told
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.core.waiters.forget(self.member.request);
+            // It may have been granted by a push that nobody took.
+            self.core.watchdog.forget(self.member.request);
+            self.core.reaper.withdraw(
+                self.core,
+                &self.spec.name,
+                self.member,
+                self.spec.upgrade_of,
+                self.lease,
+                None,
+            );
+        }
+    }
+}
+
+/// Acquires, one way or another. `None` when it does not wait and somebody is in the way.
+pub(crate) async fn acquire(client: &Arc<Handle>, spec: &Spec, owner: Owner) -> Result<Option<Hold>, Error> {
+    spec.check()?;
+    let core: &Core = client;
+    let begun = core.clock.now();
+    let deadline = spec.timeout.map_or(Moment::FAR, |timeout| begun.plus(timeout));
+    loop {
+        match attempt(core, spec, &owner, begun, deadline).await? {
+            Attempt::Granted(held) => return Ok(Some(Hold::new(client.clone(), held))),
+            Attempt::Busy => return Ok(None),
+            // What was granted ended before we heard of it: that request is spent, a new one is made.
+            Attempt::Spent => {}
+        }
+    }
+}
+
+enum Attempt {
+    Granted(Arc<Held>),
+    Busy,
+    Spent,
+}
+
+async fn attempt(
+    core: &Core,
+    spec: &Spec,
+    owner: &Owner,
+    begun: Moment,
+    deadline: Moment,
+) -> Result<Attempt, Error> {
+    if core.is_ending() {
+        return Err(ErrorKind::Closed.into());
+    }
+    let keep = spec.keep(core);
+    let member = Member {
+        request: core.next_request(),
+        owner: owner.id(),
+    };
+    let wanted = Wanted {
+        name: spec.name.clone(),
+        member,
+        keep,
+        label: spec.label.clone(),
+    };
+    let mut pending = Pending {
+        core,
+        spec,
+        member,
+        lease: keep.lease,
+        armed: true,
+    };
+    let mut call = Call {
+        name: spec.name.clone(),
+        operation: Operation::Acquire(AcquireCall {
+            request: member.request,
+            owner: member.owner,
+            mode: spec.mode,
+            // A timeout of nothing is answered at once; being put in line only to leave it again would disturb the line.
+            wait: spec.wait && spec.timeout != Some(Duration::ZERO),
+            lease_ms: millis(keep.lease),
+            ticket: 0,
+            upgrade_of: spec.upgrade_of,
+            label: spec.label.clone(),
+        }),
+    };
+    let mut resent = false;
+    loop {
+        let mut told = core.waiters.expect(core, wanted.clone());
+        let patience = match spec.timeout {
+            Some(_) => deadline.max(begun.plus(core.config.response_timeout)),
+            None if spec.wait => core.clock.now().plus(core.config.patience),
+            None => begun.plus(core.config.response_timeout * 2),
+        };
+        let heard = loop {
+            let outcome = tokio::select! {
+                biased;
+                outcome = core.backend.call(&call) => outcome,
+                () = core.clock.sleep_until(patience) => {
+                    return Err(core.unreachable(&spec.name));
+                }
+            };
+            match outcome {
+                Ok(heard) => break heard,
+                Err(Failure::No(error)) => {
+                    // It did not happen, but an earlier copy of it may have.
+                    if !resent {
+                        pending.settled();
+                    }
+                    return Err(error);
+                }
+                Err(Failure::Unknown(error)) => {
+                    tracing::debug!(name = %spec.name, %error, "an acquisition was not answered; asking again");
+                    resent = true;
+                    core.pause().await;
+                }
+            }
+        };
+        core.hear(&heard);
+        let Reply::Acquire(reply) = &heard.answer.reply else {
+            return Err(ErrorKind::Server("the server answered something else than was asked".into()).into());
+        };
+        match *reply {
+            Acquired::Granted(grant) => {
+                pending.settled();
+                // It may have waited in line and have been granted by a push that was seen before this reply.
+                if let Ok(Outcome::Granted(held)) = told.try_recv() {
+                    return Ok(Attempt::Granted(held));
+                }
+                let held = core.watchdog.keep(
+                    core,
+                    Granting {
+                        name: spec.name.clone(),
+                        member,
+                        fence: grant.fence,
+                        depth: grant.depth,
+                        keep,
+                        label: spec.label.clone(),
+                        resent,
+                        until: core.deadline(&heard, grant.deadline_ms),
+                        // A grant by way of the line that was first heard of here lasts for a claim only.
+                        claimed: resent,
+                    },
+                );
+                if core.is_ending() {
+                    core.watchdog
+                        .lose(core, member.request, crate::error::LostCause::Closed);
+                    return Err(ErrorKind::Closed.into());
+                }
+                return Ok(Attempt::Granted(held));
+            }
+            Acquired::Busy => {
+                pending.settled();
+                if spec.wait {
+                    return Err(spec.timed_out(core.clock.now().since(begun), Blame::default()));
+                }
+                return Ok(Attempt::Busy);
+            }
+            Acquired::Refused => {
+                pending.settled();
+                return Err(ErrorKind::Refused {
+                    name: spec.name.as_str().into(),
+                    mode: spec.mode,
+                }
+                .into());
+            }
+            Acquired::Ended(ending) => {
+                pending.settled();
+                return match (spec.upgrade_of, ending) {
+                    (Some(_), ending) => Err(ErrorKind::Lost {
+                        name: spec.name.as_str().into(),
+                        cause: crate::error::LostCause::of(ending),
+                    }
+                    .into()),
+                    (None, Ending::Withdrawn) => Err(ErrorKind::Closed.into()),
+                    (None, _) => Ok(Attempt::Spent),
+                };
+            }
+            Acquired::Queued { ticket, wake_ms } => {
+                core.waiters.queued(core, member.request, &heard, wake_ms);
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = &mut told => outcome,
+                    () = core.clock.sleep_until(deadline) => {
+                        let told = pending.withdraw();
+                        let blame = blame(core, told).await;
+                        return Err(spec.timed_out(core.clock.now().since(begun), blame));
+                    }
+                };
+                match outcome {
+                    Ok(Outcome::Granted(held)) => {
+                        pending.settled();
+                        return Ok(Attempt::Granted(held));
+                    }
+                    Ok(Outcome::Failed(error)) => return Err(error),
+                    Ok(Outcome::Gone(Ending::Unknown | Ending::Forgotten)) => {
+                        // The server has lost it, or passed us over while we did not hear. Ask again, for the same place.
+                        resent = true;
+                        if let Operation::Acquire(acquire) = &mut call.operation {
+                            acquire.ticket = ticket;
+                        }
+                    }
+                    Ok(Outcome::Gone(_)) => {
+                        pending.settled();
+                        return Ok(Attempt::Spent);
+                    }
+                    Err(_) => return Err(ErrorKind::Closed.into()),
+                }
+            }
+        }
+    }
+}
+
+/// How long a wait that ran out is kept to hear who was in the way.
+const BLAME_WITHIN: Duration = Duration::from_millis(250);
+
+/// Who was in the way, as far as can be heard soon.
+async fn blame(core: &Core, told: oneshot::Receiver<Withdrawn>) -> Blame {
+    let ask = async {
+        let withdrawn = told.await.ok()?;
+        Some(describe(core, &withdrawn.blame, withdrawn.ahead).await)
+    };
+    tokio::select! {
+        biased;
+        blame = ask => blame.unwrap_or_default(),
+        () = core.clock.sleep_until(core.clock.now().plus(BLAME_WITHIN)) => Blame::default(),
+    }
+}
+
+async fn describe(core: &Core, snapshot: &Snapshot, ahead: u64) -> Blame {
+    Blame {
+        holders: holders(core, snapshot).await,
+        total: snapshot.holders,
+        ahead,
+    }
+}
+
+/// The holders of a snapshot with what is known of their processes.
+pub(crate) async fn holders(core: &Core, snapshot: &Snapshot) -> Vec<Holder> {
+    let ids: Vec<_> = snapshot.holding.iter().map(|row| row.request.client).collect();
+    let clients = core.backend.clients(&ids).await.unwrap_or_default();
+    // The server's time now is near enough to when the snapshot was made.
+    let now_ms = core.server_now_ms();
+    snapshot
+        .holding
+        .iter()
+        .enumerate()
+        .map(|(at, row)| Holder {
+            owner: Owner::from_id(row.owner),
+            mode: row.mode,
+            held_for: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
+            lease_left: Duration::from_millis(row.deadline_ms.saturating_sub(now_ms)),
+            revoked: row.revoked,
+            label: (!row.label.is_empty()).then(|| row.label.clone()),
+            client: clients.get(at).cloned().flatten(),
+        })
+        .collect()
+}

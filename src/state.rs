@@ -1,0 +1,897 @@
+//! The lock as a machine: [`LockState::apply`] takes one call and gives its reply. Pure: no clock, no I/O, no async.
+//!
+//! This is three things at once: the readable specification, the embedded backend, and the oracle that the scripts
+//! in `scripts/` are tested against, state by state. **When you change a rule here, change it there**: the functions
+//! have the same names (`lapse`, `settle_owner`, `advance`, `live_head`, `alone`, `grant`, `siblings`).
+//!
+//! # The state, and how its parts go together
+//!
+//! An owner's **hold** is the list of its granted requests. What it counts as is its strongest mode:
+//!
+//! | `top`                 | `readers`                | the lock is                                                  |
+//! |-----------------------|--------------------------|--------------------------------------------------------------|
+//! | none                  | empty                    | free; then nobody waits, as whoever waits could enter        |
+//! | none                  | some                     | read                                                         |
+//! | `Upgradable`, owner O | any, without O           | read, and one of those who hold may upgrade                  |
+//! | `Write`, owner O      | empty                    | written; O may also hold the other modes                     |
+//!
+//! `top` and `readers` never name the same owner, so "does anybody else hold?" is two look-ups, however many hold.
+//!
+//! The **queue** has four bands; within a band the ticket decides:
+//!
+//! 1. `Upgrade`: write requests of the owner that holds upgradable. Ahead of everybody: it cannot make room for them.
+//! 2. `Write`, 3. `Upgradable`: in the order of their tickets across both, as neither passes the other.
+//! 4. `Read`: these enter together.
+//!
+//! # Fairness
+//!
+//! Phase-fair, after Brandenburg and Anderson, "Spin-Based Reader-Writer Synchronization for Multiprocessor Real-Time
+//! Systems" (2010): while a write request waits no new reader enters; when a write phase ends all waiting readers enter;
+//! when the readers of that phase have left, the next writer enters. Re-entry alone passes the queue: an owner that holds and
+//! had to wait behind one that waits for it would wait for ever.
+//!
+//! # Who is alive
+//!
+//! A granted request lapses with its own lease. A waiting one is refreshed by polls and is passed over, and dropped, when it
+//! has not been refreshed for a claim: only heads of bands are looked at, so nothing scans the queue. A grant is
+//! first made for a claim, a short lease; the grantee's first renewal makes it a whole one. So a client that died delays the others by no more than
+//! a claim, in line or just granted.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::protocol::{
+    Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Ending, Grant, HeldRow, Member, Mode,
+    Operation, OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoking,
+    Snapshot, WaitRow, Withdraw, Withdrawn, WithdrawnFrom,
+};
+
+/// Tickets count microseconds from here (2025-01-01), so that four bands of them fit into a double until 2096.
+pub(crate) const TICKET_EPOCH_US: u64 = 1_735_689_600_000_000;
+/// How many holders a blame names.
+pub(crate) const BLAME_ROWS: usize = 4;
+
+/// What a step needs to know besides the call.
+pub(crate) struct Context<'a> {
+    /// The only clock: microseconds since 1970.
+    pub(crate) now_us: u64,
+    pub(crate) tuning: Tuning,
+    /// Does this client hear its pushes?
+    pub(crate) heard: &'a dyn Fn(ClientId) -> bool,
+}
+
+/// Durations that every client of a name must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tuning {
+    /// How long a grant made by a push lasts unless it is renewed, and a waiting request unless it is polled.
+    pub(crate) claim_ms: u64,
+    /// How long a mark is kept: longer than any call is still repeated or under way.
+    pub(crate) mark_ms: u64,
+    /// How long a name's fence outlives its last hold, at least.
+    pub(crate) retention_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Granted {
+    request: RequestId,
+    mode: Mode,
+    deadline_ms: u64,
+    since_ms: u64,
+    revoked: bool,
+    label: String,
+}
+
+/// An owner's granted requests, in the order of their grants.
+type Hold = Vec<Granted>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Top {
+    mode: Mode,
+    owner: OwnerId,
+    due_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Band {
+    Upgrade,
+    Write,
+    Upgradable,
+    Read,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Waiter {
+    owner: OwnerId,
+    mode: Mode,
+    band: Band,
+    ticket: u64,
+    lease_ms: u64,
+    until_ms: u64,
+    upgrade_of: Option<RequestId>,
+    label: String,
+}
+
+/// One name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LockState {
+    /// The last fence issued; 0 when none is known.
+    fence: u64,
+    top: Option<Top>,
+    /// The owners that only read, by their earliest deadline.
+    readers: BTreeSet<(u64, OwnerId)>,
+    holds: HashMap<OwnerId, Hold>,
+    queue: BTreeMap<(Band, u64, RequestId), OwnerId>,
+    waiters: HashMap<RequestId, Waiter>,
+    /// The requests of an owner that wait, in the order they asked.
+    waiting_of: HashMap<OwnerId, Vec<RequestId>>,
+    last_ticket: u64,
+    /// What ended in a way that a late or repeated call must hear of, and until when that is kept.
+    marks: HashMap<RequestId, (Ending, u64)>,
+    marks_by_end: BTreeSet<(u64, RequestId)>,
+}
+
+fn now_ms(cx: &Context<'_>) -> u64 {
+    cx.now_us / 1000
+}
+
+/// The earliest deadline in a hold: when it needs to be looked at.
+fn due(hold: &Hold) -> u64 {
+    hold.iter().map(|g| g.deadline_ms).min().unwrap_or(u64::MAX)
+}
+
+fn strongest(hold: &Hold) -> Option<Mode> {
+    hold.iter().map(|g| g.mode).max()
+}
+
+fn depth(hold: &Hold, mode: Mode) -> u64 {
+    hold.iter().filter(|g| g.mode == mode).count() as u64
+}
+
+impl LockState {
+    /// One step. Replies, and tells the clients that were given something or must give something back.
+    pub(crate) fn apply(&mut self, call: &Operation, cx: &Context<'_>) -> (Answer, Vec<(ClientId, Push)>) {
+        let mut pushes = Pushes::default();
+        let freed = self.lapse(cx);
+        let reply = match call {
+            Operation::Acquire(op) => Reply::Acquire(self.acquire(op, freed, cx, &mut pushes)),
+            Operation::Release(op) => Reply::Release(self.release(op, freed, cx, &mut pushes)),
+            Operation::Downgrade(op) => Reply::Downgrade(self.downgrade(op, freed, cx, &mut pushes)),
+            Operation::Renew(ops) => {
+                let reply = ops.iter().map(|op| self.renew(op, cx)).collect();
+                self.advance(freed, cx, &mut pushes);
+                Reply::Renew(reply)
+            }
+            Operation::Withdraw(op) => Reply::Withdraw(self.withdraw(op, freed, cx, &mut pushes)),
+            Operation::Poll(members) => Reply::Poll(self.poll(members, freed, cx, &mut pushes)),
+            Operation::Revoke(owner) => {
+                let reply = self.revoke(*owner, &mut pushes);
+                self.advance(freed, cx, &mut pushes);
+                Reply::Revoke(reply)
+            }
+            Operation::Inspect(limit) => {
+                self.advance(freed, cx, &mut pushes);
+                Reply::Inspect(self.snapshot(*limit))
+            }
+        };
+        let answer = Answer {
+            now_us: cx.now_us,
+            reply,
+        };
+        (answer, pushes.into_messages(cx.now_us))
+    }
+
+    // -- time ---------------------------------------------------------------------------------------------------
+
+    /// Drops every granted request whose lease has run out. Tells whether a write phase ended by it.
+    fn lapse(&mut self, cx: &Context<'_>) -> bool {
+        let now = now_ms(cx);
+        let mut write_ended = false;
+        loop {
+            let owner = match (self.top, self.readers.first()) {
+                (Some(top), _) if top.due_ms <= now => top.owner,
+                (_, Some(&(due_ms, owner))) if due_ms <= now => owner,
+                _ => return write_ended,
+            };
+            let mut hold = self.holds.get(&owner).cloned().unwrap_or_default();
+            for gone in hold.extract_if(.., |g| g.deadline_ms <= now) {
+                // One that was being taken away was taken away, even if its holder never answered.
+                let ending = if gone.revoked {
+                    Ending::Revoked
+                } else {
+                    Ending::Lapsed
+                };
+                self.mark(gone.request, ending, cx);
+            }
+            write_ended |= self.settle_owner(owner, hold);
+        }
+    }
+
+    /// Stores an owner's hold and puts the owner where its strongest mode belongs. Tells whether a write phase ended.
+    fn settle_owner(&mut self, owner: OwnerId, hold: Hold) -> bool {
+        let was_writing = self.is_top(owner, Mode::Write);
+        if let Some(old) = self.holds.get(&owner) {
+            self.readers.remove(&(due(old), owner));
+        }
+        if self.top.is_some_and(|top| top.owner == owner) {
+            self.top = None;
+        }
+        match strongest(&hold) {
+            None => {}
+            Some(Mode::Read) => {
+                self.readers.insert((due(&hold), owner));
+            }
+            Some(mode) => {
+                self.top = Some(Top {
+                    mode,
+                    owner,
+                    due_ms: due(&hold),
+                });
+            }
+        }
+        if hold.is_empty() {
+            self.holds.remove(&owner);
+        } else {
+            self.holds.insert(owner, hold);
+        }
+        was_writing && !self.is_top(owner, Mode::Write)
+    }
+
+    // -- questions ----------------------------------------------------------------------------------------------
+
+    fn is_top(&self, owner: OwnerId, mode: Mode) -> bool {
+        self.top.is_some_and(|top| top.owner == owner && top.mode == mode)
+    }
+
+    /// Does nobody but this owner hold?
+    fn alone(&self, owner: OwnerId) -> bool {
+        let reads = self.holds.contains_key(&owner) && self.top.is_none_or(|top| top.owner != owner);
+        self.top.is_none_or(|top| top.owner == owner) && self.readers.len() == usize::from(reads)
+    }
+
+    fn granted(&self, owner: OwnerId, request: RequestId) -> Option<&Granted> {
+        self.holds.get(&owner)?.iter().find(|g| g.request == request)
+    }
+
+    /// What a granted request has.
+    fn grant_of(&self, owner: OwnerId, granted: &Granted) -> Grant {
+        Grant {
+            fence: self.fence,
+            deadline_ms: granted.deadline_ms,
+            depth: self.holds.get(&owner).map_or(0, |hold| depth(hold, granted.mode)),
+        }
+    }
+
+    /// Why this server knows of no such grant.
+    fn ending(&self, request: RequestId, fence: u64, cx: &Context<'_>) -> Ending {
+        match self.marks.get(&request) {
+            Some(&(ending, until_ms)) if until_ms > now_ms(cx) => ending,
+            _ if self.fence < fence => Ending::Forgotten,
+            _ => Ending::Unknown,
+        }
+    }
+
+    /// The first in a band that is alive. Drops the dead ones it meets.
+    fn live_head(&mut self, band: Band, cx: &Context<'_>) -> Option<RequestId> {
+        loop {
+            let (_, _, request) = *self
+                .queue
+                .range((band, 0, LOWEST)..)
+                .next()
+                .filter(|((b, _, _), _)| *b == band)?
+                .0;
+            let waiter = &self.waiters[&request];
+            let upgrades = waiter
+                .upgrade_of
+                .is_none_or(|from| self.granted(waiter.owner, from).is_some());
+            if waiter.until_ms > now_ms(cx) && upgrades {
+                return Some(request);
+            }
+            self.leave(request);
+        }
+    }
+
+    /// The first write request in line, whichever band it is in.
+    fn live_writer(&mut self, cx: &Context<'_>) -> Option<RequestId> {
+        self.live_head(Band::Upgrade, cx)
+            .or_else(|| self.live_head(Band::Write, cx))
+    }
+
+    /// When the first in line should look again: when the earliest lease in its way lapses.
+    fn wake_ms(&self, request: RequestId) -> u64 {
+        match self.queue.first_key_value() {
+            Some(((_, _, first), _)) if *first == request => {
+                let top = self.top.map_or(u64::MAX, |top| top.due_ms);
+                let reader = self.readers.first().map_or(u64::MAX, |(due_ms, _)| *due_ms);
+                top.min(reader)
+            }
+            _ => 0,
+        }
+    }
+
+    // -- the line -----------------------------------------------------------------------------------------------
+
+    fn enqueue(&mut self, op: &Acquire, band: Band, cx: &Context<'_>) -> u64 {
+        let ticket = if op.ticket > 0 {
+            op.ticket
+        } else {
+            (self.last_ticket + 1).max(cx.now_us.saturating_sub(TICKET_EPOCH_US))
+        };
+        self.last_ticket = self.last_ticket.max(ticket);
+        self.queue.insert((band, ticket, op.request), op.owner);
+        self.waiting_of.entry(op.owner).or_default().push(op.request);
+        self.waiters.insert(
+            op.request,
+            Waiter {
+                owner: op.owner,
+                mode: op.mode,
+                band,
+                ticket,
+                lease_ms: op.lease_ms,
+                until_ms: now_ms(cx) + cx.tuning.claim_ms,
+                upgrade_of: op.upgrade_of,
+                label: op.label.clone(),
+            },
+        );
+        ticket
+    }
+
+    /// Takes a request out of the line.
+    fn leave(&mut self, request: RequestId) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&request)?;
+        self.queue.remove(&(waiter.band, waiter.ticket, request));
+        if let Some(waiting) = self.waiting_of.get_mut(&waiter.owner) {
+            waiting.retain(|r| *r != request);
+            if waiting.is_empty() {
+                self.waiting_of.remove(&waiter.owner);
+            }
+        }
+        Some(waiter)
+    }
+
+    /// Lets in whoever may enter now, and tells their clients. What a client did not hear it does not get: it leaves the line, and
+    /// the next is looked at.
+    fn advance(&mut self, write_ended: bool, cx: &Context<'_>, pushes: &mut Pushes) {
+        let mut readers_first = write_ended;
+        while !self.queue.is_empty() && self.top.is_none_or(|top| top.mode != Mode::Write) {
+            let mut batch = Vec::new();
+            let writer = self.live_writer(cx);
+            if readers_first {
+                self.grant_readers(cx, &mut batch);
+            }
+            if let Some(request) = writer
+                && batch.is_empty()
+                && self.alone(self.waiters[&request].owner)
+            {
+                self.grant_waiter(request, cx, &mut batch);
+            } else {
+                let upgradable = self.live_head(Band::Upgradable, cx);
+                if let Some(request) = upgradable
+                    && self.top.is_none()
+                    && writer.is_none_or(|w| self.waiters[&request].ticket < self.waiters[&w].ticket)
+                {
+                    self.grant_waiter(request, cx, &mut batch);
+                }
+                if writer.is_none() {
+                    self.grant_readers(cx, &mut batch);
+                }
+            }
+            if batch.is_empty() {
+                return;
+            }
+            let unheard = self.deliver(batch, cx, pushes);
+            if !unheard {
+                return;
+            }
+            // Somebody was deaf. The readers of this phase have had their turn unless all of them were.
+            readers_first = readers_first && self.readers.is_empty() && self.top.is_none();
+        }
+    }
+
+    fn grant_readers(&mut self, cx: &Context<'_>, batch: &mut Vec<Undo>) {
+        let readers: Vec<_> = self
+            .queue
+            .range((Band::Read, 0, LOWEST)..)
+            .map(|((_, _, request), _)| *request)
+            .collect();
+        for request in readers {
+            // It may have entered as a sibling of one before it.
+            if self.waiters.contains_key(&request) {
+                self.grant_waiter(request, cx, batch);
+            }
+        }
+    }
+
+    /// Grants a waiting request, and every other request of its owner that may now re-enter.
+    fn grant_waiter(&mut self, request: RequestId, cx: &Context<'_>, batch: &mut Vec<Undo>) {
+        let Some(waiter) = self.leave(request) else {
+            return;
+        };
+        if waiter.until_ms <= now_ms(cx) {
+            return;
+        }
+        let owner = waiter.owner;
+        batch.push(self.grant(request, waiter, cx));
+        self.siblings(owner, cx, batch);
+    }
+
+    /// The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable
+    /// goes to the head.
+    fn siblings(&mut self, owner: OwnerId, cx: &Context<'_>, batch: &mut Vec<Undo>) {
+        for request in self.waiting_of.get(&owner).cloned().unwrap_or_default() {
+            let Some(held) = self.holds.get(&owner).and_then(strongest) else {
+                return;
+            };
+            let Some(waiter) = self.waiters.get(&request) else {
+                continue;
+            };
+            if reenters(held, waiter.mode) {
+                if let Some(waiter) = self.leave(request)
+                    && waiter.until_ms > now_ms(cx)
+                    && waiter
+                        .upgrade_of
+                        .is_none_or(|from| self.granted(owner, from).is_some())
+                {
+                    batch.push(self.grant(request, waiter, cx));
+                }
+            } else if held == Mode::Upgradable && waiter.band == Band::Write {
+                let ticket = waiter.ticket;
+                self.queue.remove(&(Band::Write, ticket, request));
+                self.queue.insert((Band::Upgrade, ticket, request), owner);
+                if let Some(waiter) = self.waiters.get_mut(&request) {
+                    waiter.band = Band::Upgrade;
+                }
+            }
+        }
+    }
+
+    /// Makes a waiter a holder, for a claim.
+    fn grant(&mut self, request: RequestId, waiter: Waiter, cx: &Context<'_>) -> Undo {
+        let lease_ms = waiter.lease_ms.min(cx.tuning.claim_ms);
+        self.enter(
+            Entering {
+                request,
+                owner: waiter.owner,
+                mode: waiter.mode,
+                lease_ms,
+                upgrade_of: waiter.upgrade_of,
+                label: waiter.label,
+            },
+            cx,
+        )
+    }
+
+    fn enter(&mut self, new: Entering, cx: &Context<'_>) -> Undo {
+        let now = now_ms(cx);
+        let before = self.holds.get(&new.owner).cloned().unwrap_or_default();
+        let mut hold = before.clone();
+        let mut deadline_ms = now + new.lease_ms;
+        if let Some(from) = new.upgrade_of
+            && let Some(at) = hold.iter().position(|g| g.request == from)
+        {
+            deadline_ms = deadline_ms.max(hold.remove(at).deadline_ms);
+        }
+        if self.fence == 0 || (new.mode == Mode::Write && strongest(&before) != Some(Mode::Write)) {
+            self.fence = (self.fence + 1).max(cx.now_us);
+        }
+        hold.push(Granted {
+            request: new.request,
+            mode: new.mode,
+            deadline_ms,
+            since_ms: now,
+            revoked: false,
+            label: new.label,
+        });
+        self.settle_owner(new.owner, hold);
+        Undo {
+            request: new.request,
+            owner: new.owner,
+            upgrade_of: before.into_iter().find(|g| Some(g.request) == new.upgrade_of),
+        }
+    }
+
+    /// Tells the clients of a batch; takes back what was not heard. Tells whether anything was taken back.
+    fn deliver(&mut self, batch: Vec<Undo>, cx: &Context<'_>, pushes: &mut Pushes) -> bool {
+        let mut unheard = false;
+        for undo in batch.into_iter() {
+            if (cx.heard)(undo.request.client) {
+                if let Some(granted) = self.granted(undo.owner, undo.request) {
+                    let grant = self.grant_of(undo.owner, granted);
+                    pushes.granted(undo.request, grant);
+                }
+            } else {
+                unheard = true;
+                let mut hold = self.holds.get(&undo.owner).cloned().unwrap_or_default();
+                hold.retain(|g| g.request != undo.request);
+                hold.extend(undo.upgrade_of);
+                self.settle_owner(undo.owner, hold);
+            }
+        }
+        unheard
+    }
+
+    // -- operations ---------------------------------------------------------------------------------------------
+
+    fn acquire(&mut self, op: &Acquire, freed: bool, cx: &Context<'_>, pushes: &mut Pushes) -> Acquired {
+        self.advance(freed, cx, pushes);
+        if let Some(granted) = self.granted(op.owner, op.request) {
+            return Acquired::Granted(self.grant_of(op.owner, granted));
+        }
+        if let Some(waiter) = self.waiters.get_mut(&op.request) {
+            waiter.until_ms = now_ms(cx) + cx.tuning.claim_ms;
+            let ticket = waiter.ticket;
+            return Acquired::Queued {
+                ticket,
+                wake_ms: self.wake_ms(op.request),
+            };
+        }
+        let ending = self.ending(op.request, 0, cx);
+        if ending != Ending::Unknown {
+            return Acquired::Ended(ending);
+        }
+        if let Some(from) = op.upgrade_of
+            && self.granted(op.owner, from).is_none()
+        {
+            return Acquired::Ended(self.ending(from, 0, cx));
+        }
+        let held = self.holds.get(&op.owner).and_then(strongest);
+        let at_once = held.is_some_and(|held| reenters(held, op.mode))
+            || match op.mode {
+                Mode::Read => {
+                    self.top.is_none_or(|top| top.mode != Mode::Write) && self.live_writer(cx).is_none()
+                }
+                Mode::Upgradable => {
+                    self.top.is_none()
+                        && (held.is_some()
+                            || (self.live_writer(cx).is_none()
+                                && self.live_head(Band::Upgradable, cx).is_none()))
+                }
+                Mode::Write => self.alone(op.owner),
+            };
+        if at_once {
+            let entered = self.enter(
+                Entering {
+                    request: op.request,
+                    owner: op.owner,
+                    mode: op.mode,
+                    lease_ms: op.lease_ms,
+                    upgrade_of: op.upgrade_of,
+                    label: op.label.clone(),
+                },
+                cx,
+            );
+            let mut batch = Vec::new();
+            self.siblings(op.owner, cx, &mut batch);
+            self.deliver(batch, cx, pushes);
+            return match self.granted(entered.owner, entered.request) {
+                Some(granted) => Acquired::Granted(self.grant_of(entered.owner, granted)),
+                None => Acquired::Ended(Ending::Unknown),
+            };
+        }
+        if !op.wait {
+            return Acquired::Busy;
+        }
+        let band = match (op.mode, held) {
+            (Mode::Write, Some(Mode::Upgradable)) => Band::Upgrade,
+            (_, Some(_)) => return Acquired::Refused,
+            (Mode::Write, None) => Band::Write,
+            (Mode::Upgradable, None) => Band::Upgradable,
+            (Mode::Read, None) => Band::Read,
+        };
+        let ticket = self.enqueue(op, band, cx);
+        Acquired::Queued {
+            ticket,
+            wake_ms: self.wake_ms(op.request),
+        }
+    }
+
+    fn release(&mut self, op: &Release, mut freed: bool, cx: &Context<'_>, pushes: &mut Pushes) -> Released {
+        let reply = if self.granted(op.owner, op.request).is_some() {
+            freed |= self.drop_granted(op.owner, op.request);
+            Released::Released
+        } else {
+            match self.ending(op.request, op.fence, cx) {
+                // The copy that was sent before has done it.
+                Ending::Unknown | Ending::Withdrawn if op.again => Released::Released,
+                ending => Released::NotHeld(ending),
+            }
+        };
+        let known = self.ending(op.request, 0, cx) != Ending::Unknown;
+        if op.mark && !known {
+            self.mark(op.request, Ending::Withdrawn, cx);
+        }
+        self.advance(freed, cx, pushes);
+        reply
+    }
+
+    fn drop_granted(&mut self, owner: OwnerId, request: RequestId) -> bool {
+        let mut hold = self.holds.get(&owner).cloned().unwrap_or_default();
+        hold.retain(|g| g.request != request);
+        self.settle_owner(owner, hold)
+    }
+
+    /// An upgrade that its caller no longer waits for: the caller has its upgradable hold again, unless it has given that
+    /// back in the meantime.
+    fn undo_upgrade(
+        &mut self,
+        owner: OwnerId,
+        request: RequestId,
+        from: RequestId,
+        cx: &Context<'_>,
+    ) -> bool {
+        if self.ending(from, 0, cx) != Ending::Unknown {
+            return self.drop_granted(owner, request);
+        }
+        let mut hold = self.holds.get(&owner).cloned().unwrap_or_default();
+        for g in hold.iter_mut().filter(|g| g.request == request) {
+            g.request = from;
+            g.mode = Mode::Upgradable;
+        }
+        self.settle_owner(owner, hold)
+    }
+
+    fn mark(&mut self, request: RequestId, ending: Ending, cx: &Context<'_>) {
+        while let Some(&(until_ms, old)) = self.marks_by_end.first()
+            && until_ms <= now_ms(cx)
+        {
+            self.marks_by_end.pop_first();
+            self.marks.remove(&old);
+        }
+        let until_ms = now_ms(cx) + cx.tuning.mark_ms;
+        if let Some((_, old)) = self.marks.insert(request, (ending, until_ms)) {
+            self.marks_by_end.remove(&(old, request));
+        }
+        self.marks_by_end.insert((until_ms, request));
+    }
+
+    fn downgrade(
+        &mut self,
+        op: &Downgrade,
+        mut freed: bool,
+        cx: &Context<'_>,
+        pushes: &mut Pushes,
+    ) -> Downgraded {
+        let held = self
+            .granted(op.owner, op.request)
+            .filter(|g| !g.revoked)
+            .is_some();
+        if held {
+            let mut hold = self.holds.get(&op.owner).cloned().unwrap_or_default();
+            for g in hold.iter_mut().filter(|g| g.request == op.request) {
+                g.mode = g.mode.min(op.to);
+            }
+            freed |= self.settle_owner(op.owner, hold);
+        }
+        let reply = match self.granted(op.owner, op.request) {
+            Some(g) if g.revoked => Downgraded::NotHeld(Ending::Revoked),
+            Some(g) => Downgraded::Downgraded(self.grant_of(op.owner, g)),
+            None => Downgraded::NotHeld(self.ending(op.request, op.fence, cx)),
+        };
+        self.advance(freed, cx, pushes);
+        reply
+    }
+
+    fn renew(&mut self, op: &Renewal, cx: &Context<'_>) -> Renewed {
+        let Some(mut hold) = self.holds.get(&op.owner).cloned() else {
+            return Renewed::NotHeld(self.ending(op.request, op.fence, cx));
+        };
+        let Some(granted) = hold.iter_mut().find(|g| g.request == op.request) else {
+            return Renewed::NotHeld(self.ending(op.request, op.fence, cx));
+        };
+        if granted.revoked {
+            return Renewed::NotHeld(Ending::Revoked);
+        }
+        let from_ms = if op.fixed { granted.since_ms } else { now_ms(cx) };
+        granted.deadline_ms = granted.deadline_ms.max(from_ms + op.lease_ms);
+        let deadline_ms = granted.deadline_ms;
+        self.settle_owner(op.owner, hold);
+        Renewed::Renewed { deadline_ms }
+    }
+
+    fn withdraw(
+        &mut self,
+        op: &Withdraw,
+        mut freed: bool,
+        cx: &Context<'_>,
+        pushes: &mut Pushes,
+    ) -> Withdrawn {
+        let mut withdrawn = Withdrawn {
+            was: WithdrawnFrom::Absent,
+            blame: Snapshot::default(),
+            ahead: 0,
+        };
+        if op.blame {
+            withdrawn.blame = self.snapshot(BLAME_ROWS);
+            withdrawn.blame.waiting.clear();
+        }
+        if self.granted(op.owner, op.request).is_some() {
+            freed |= match op.upgrade_of {
+                Some(from) => self.undo_upgrade(op.owner, op.request, from, cx),
+                None => self.drop_granted(op.owner, op.request),
+            };
+            withdrawn.was = WithdrawnFrom::Held;
+        } else if let Some(waiter) = self.waiters.get(&op.request) {
+            let place = (waiter.band, waiter.ticket, op.request);
+            if op.blame {
+                withdrawn.ahead = self.queue.range(..place).count() as u64;
+            }
+            self.leave(op.request);
+            withdrawn.was = WithdrawnFrom::Queued;
+        }
+        self.mark(op.request, Ending::Withdrawn, cx);
+        self.advance(freed, cx, pushes);
+        withdrawn
+    }
+
+    fn poll(
+        &mut self,
+        members: &[Member],
+        freed: bool,
+        cx: &Context<'_>,
+        pushes: &mut Pushes,
+    ) -> Vec<Polled> {
+        for member in members {
+            if let Some(waiter) = self.waiters.get_mut(&member.request) {
+                waiter.until_ms = now_ms(cx) + cx.tuning.claim_ms;
+            }
+        }
+        self.advance(freed, cx, pushes);
+        members
+            .iter()
+            .map(|member| {
+                if let Some(granted) = self.granted(member.owner, member.request) {
+                    Polled::Granted(self.grant_of(member.owner, granted))
+                } else if self.waiters.contains_key(&member.request) {
+                    Polled::Queued {
+                        wake_ms: self.wake_ms(member.request),
+                    }
+                } else {
+                    Polled::NotHeld(self.ending(member.request, 0, cx))
+                }
+            })
+            .collect()
+    }
+
+    fn revoke(&mut self, owner: Option<OwnerId>, pushes: &mut Pushes) -> Revoking {
+        let mut revoking = Revoking {
+            requests: 0,
+            deadline_ms: 0,
+        };
+        let owners: Vec<OwnerId> = match owner {
+            Some(owner) => vec![owner],
+            None => self
+                .top
+                .map(|top| top.owner)
+                .into_iter()
+                .chain(self.readers.iter().map(|(_, owner)| *owner))
+                .collect(),
+        };
+        for owner in owners {
+            for granted in self.holds.get_mut(&owner).into_iter().flatten() {
+                granted.revoked = true;
+                revoking.requests += 1;
+                revoking.deadline_ms = revoking.deadline_ms.max(granted.deadline_ms);
+                pushes.revoked(granted.request);
+            }
+        }
+        revoking
+    }
+
+    fn snapshot(&self, limit: usize) -> Snapshot {
+        let owners = self
+            .top
+            .map(|top| top.owner)
+            .into_iter()
+            .chain(self.readers.iter().map(|(_, owner)| *owner))
+            .take(limit);
+        let holding = owners
+            .flat_map(|owner| {
+                self.holds
+                    .get(&owner)
+                    .into_iter()
+                    .flatten()
+                    .map(move |g| (owner, g))
+            })
+            .map(|(owner, g)| HeldRow {
+                request: g.request,
+                owner,
+                mode: g.mode,
+                since_ms: g.since_ms,
+                deadline_ms: g.deadline_ms,
+                revoked: g.revoked,
+                label: g.label.clone(),
+            })
+            .collect();
+        let waiting = self
+            .queue
+            .keys()
+            .take(limit)
+            .map(|(_, ticket, request)| {
+                let waiter = &self.waiters[request];
+                WaitRow {
+                    request: *request,
+                    owner: waiter.owner,
+                    mode: waiter.mode,
+                    since_ms: (ticket + TICKET_EPOCH_US) / 1000,
+                    label: waiter.label.clone(),
+                }
+            })
+            .collect();
+        Snapshot {
+            fence: self.fence,
+            holders: self.holds.len() as u64,
+            waiters: self.queue.len() as u64,
+            holding,
+            waiting,
+        }
+    }
+
+    // -- for the embedded backend -------------------------------------------------------------------------------
+
+    /// When the last mark ends; 0 without one.
+    pub(crate) fn marked_until_ms(&self) -> u64 {
+        self.marks_by_end.last().map_or(0, |(until_ms, _)| *until_ms)
+    }
+
+    /// Nobody holds and nobody waits: all that is left is the fence, and marks.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.holds.is_empty() && self.queue.is_empty()
+    }
+}
+
+/// Below every request: the start of a band's range.
+const LOWEST: RequestId = RequestId {
+    client: ClientId(0),
+    number: 0,
+};
+
+/// May an owner that holds `held` enter `mode` past everybody?
+fn reenters(held: Mode, mode: Mode) -> bool {
+    mode <= held
+}
+
+struct Entering {
+    request: RequestId,
+    owner: OwnerId,
+    mode: Mode,
+    lease_ms: u64,
+    upgrade_of: Option<RequestId>,
+    label: String,
+}
+
+/// What takes a grant back that nobody heard.
+struct Undo {
+    request: RequestId,
+    owner: OwnerId,
+    upgrade_of: Option<Granted>,
+}
+
+/// Collected while a step runs, so that a client gets one message of each kind.
+#[derive(Default)]
+struct Pushes {
+    granted: BTreeMap<ClientId, Vec<(RequestId, Grant)>>,
+    revoked: BTreeMap<ClientId, Vec<RequestId>>,
+}
+
+impl Pushes {
+    fn granted(&mut self, request: RequestId, grant: Grant) {
+        self.granted
+            .entry(request.client)
+            .or_default()
+            .push((request, grant));
+    }
+
+    fn revoked(&mut self, request: RequestId) {
+        self.revoked.entry(request.client).or_default().push(request);
+    }
+
+    fn into_messages(self, now_us: u64) -> Vec<(ClientId, Push)> {
+        let granted = self
+            .granted
+            .into_iter()
+            .map(|(client, grants)| (client, Push::Granted { now_us, grants }));
+        let revoked = self
+            .revoked
+            .into_iter()
+            .map(|(client, requests)| (client, Push::Revoked { requests }));
+        granted.chain(revoked).collect()
+    }
+}

@@ -1,0 +1,300 @@
+//! Requests in line, and how each learns what became of it.
+//!
+//! A push says so at once. A push is a hint and may be lost, so everything here is also polled: a few times per claim, which is
+//! at the same time the sign of life that keeps a place in line; at once when the link was made anew; and, by the first in line, when the earliest
+//! lease in its way lapses.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::backend::{Failure, Heard};
+use crate::clock::Moment;
+use crate::core::Core;
+use crate::error::Error;
+use crate::protocol::{Call, Ending, Grant, MAX_BATCH, Member, Name, Operation, Polled, Reply, RequestId};
+use crate::watchdog::{Granting, Held, Keep};
+
+/// What became of a request in line.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Granted(Arc<Held>),
+    /// The server does not have it in line any more: ask again.
+    Gone(Ending),
+    /// The server could not be asked for too long, or says no.
+    Failed(Error),
+}
+
+/// What a request would hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) name: Name,
+    pub(crate) member: Member,
+    pub(crate) keep: Keep,
+    pub(crate) label: String,
+}
+
+#[derive(Default)]
+pub(crate) struct Waiters {
+    line: Mutex<Line>,
+    sooner: Notify,
+}
+
+#[derive(Default)]
+struct Line {
+    slots: HashMap<RequestId, Slot>,
+    agenda: BTreeSet<(Moment, RequestId)>,
+    asleep_until: Option<Moment>,
+}
+
+struct Slot {
+    wanted: Wanted,
+    tell: oneshot::Sender<Outcome>,
+    /// When to poll it; far while it is not known to be in line.
+    poll_at: Moment,
+    heard_at: Moment,
+}
+
+impl Line {
+    fn schedule(&mut self, request: RequestId, poll_at: Moment) {
+        if let Some(slot) = self.slots.get_mut(&request) {
+            self.agenda.remove(&(slot.poll_at, request));
+            slot.poll_at = poll_at;
+            self.agenda.insert((poll_at, request));
+        }
+    }
+
+    fn remove(&mut self, request: RequestId) -> Option<Slot> {
+        let slot = self.slots.remove(&request)?;
+        self.agenda.remove(&(slot.poll_at, request));
+        Some(slot)
+    }
+}
+
+impl Waiters {
+    /// Before the request is sent: its grant may come before its reply.
+    pub(crate) fn expect(&self, core: &Core, wanted: Wanted) -> oneshot::Receiver<Outcome> {
+        let (tell, told) = oneshot::channel();
+        let request = wanted.member.request;
+        let mut line = self.line.lock();
+        line.slots.insert(
+            request,
+            Slot {
+                wanted,
+                tell,
+                poll_at: Moment::FAR,
+                heard_at: core.clock.now(),
+            },
+        );
+        line.schedule(request, Moment::FAR);
+        told
+    }
+
+    /// It is in line, says the server. `wake_ms` is when the first in line should look again.
+    pub(crate) fn queued(&self, core: &Core, request: RequestId, heard: &Heard, wake_ms: u64) {
+        let now = core.clock.now();
+        let mut poll_at = now.plus(core.config.claim / 3);
+        if wake_ms > 0 {
+            let left = wake_ms.saturating_mul(1000).saturating_sub(heard.answer.now_us);
+            // A moment later than the lease ends there, as seen from here; never in a tight loop.
+            let wake = now.plus(Duration::from_micros(left) + LATER);
+            poll_at = poll_at.min(wake);
+        }
+        let mut line = self.line.lock();
+        if let Some(slot) = line.slots.get_mut(&request) {
+            slot.heard_at = now;
+        }
+        line.schedule(request, poll_at);
+        let wake = line.asleep_until.is_some_and(|until| poll_at < until);
+        if wake {
+            line.asleep_until = None;
+        }
+        drop(line);
+        if wake {
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn forget(&self, request: RequestId) {
+        self.line.lock().remove(request);
+    }
+
+    /// A push: it is granted. For a request that nobody waits for any more its withdrawal is already under way.
+    pub(crate) fn granted(&self, core: &Core, request: RequestId, grant: Grant) {
+        if let Some(slot) = self.line.lock().remove(request) {
+            self.tell(core, slot, grant, core.deadline_by_push(grant.deadline_ms));
+        }
+    }
+
+    fn tell(&self, core: &Core, slot: Slot, grant: Grant, until: Moment) {
+        let held = core.watchdog.keep(
+            core,
+            Granting {
+                name: slot.wanted.name.clone(),
+                member: slot.wanted.member,
+                fence: grant.fence,
+                depth: grant.depth,
+                keep: slot.wanted.keep,
+                label: slot.wanted.label.clone(),
+                resent: false,
+                until,
+                claimed: true,
+            },
+        );
+        // A future that is being dropped withdraws the request by itself.
+        let _ = slot.tell.send(Outcome::Granted(held));
+    }
+
+    /// Withdraws everything.
+    pub(crate) fn fail_all(&self, core: &Core, error: &Error) {
+        let slots: Vec<Slot> = {
+            let mut line = self.line.lock();
+            line.agenda.clear();
+            line.slots.drain().map(|(_, slot)| slot).collect()
+        };
+        for slot in slots {
+            let Wanted {
+                name, member, keep, ..
+            } = &slot.wanted;
+            core.reaper.withdraw(core, name, *member, None, keep.lease, None);
+            let _ = slot.tell.send(Outcome::Failed(error.clone()));
+        }
+    }
+
+    /// Pushes may have been missed: ask about everything that is in line.
+    pub(crate) fn recheck(&self, core: &Core) {
+        let now = core.clock.now();
+        let mut line = self.line.lock();
+        let queued: Vec<RequestId> = line
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.poll_at != Moment::FAR)
+            .map(|(request, _)| *request)
+            .collect();
+        for request in queued {
+            line.schedule(request, now);
+        }
+        drop(line);
+        self.sooner.notify_one();
+    }
+
+    /// Until the client ends.
+    pub(crate) async fn run(&self, core: &Core) {
+        let mut polls = FuturesUnordered::new();
+        loop {
+            let (batches, wake) = self.due(core);
+            polls.extend(
+                batches
+                    .into_iter()
+                    .map(|(name, members)| self.poll(core, name, members)),
+            );
+            tokio::select! {
+                () = core.clock.sleep_until(wake) => {}
+                () = self.sooner.notified() => {}
+                Some(()) = polls.next() => {}
+            }
+        }
+    }
+
+    fn due(&self, core: &Core) -> (Vec<(Name, Vec<Member>)>, Moment) {
+        let now = core.clock.now();
+        let mut by_name: HashMap<Name, Vec<Member>> = HashMap::new();
+        let mut given_up = Vec::new();
+        let mut line = self.line.lock();
+        while let Some(&(at, request)) = line.agenda.first()
+            && at <= now
+        {
+            let Some(slot) = line.slots.get(&request) else {
+                line.agenda.pop_first();
+                continue;
+            };
+            if now.since(slot.heard_at) > core.config.patience {
+                given_up.extend(line.remove(request));
+                continue;
+            }
+            by_name
+                .entry(slot.wanted.name.clone())
+                .or_default()
+                .push(slot.wanted.member);
+            // While the poll is under way; it plans the next.
+            line.schedule(request, now.plus(core.config.claim / 3));
+        }
+        let wake = line.agenda.first().map_or(Moment::FAR, |(at, _)| *at);
+        line.asleep_until = Some(wake);
+        drop(line);
+        for slot in given_up {
+            let error = core.unreachable(&slot.wanted.name);
+            let _ = slot.tell.send(Outcome::Failed(error));
+        }
+        let batches = by_name
+            .into_iter()
+            .flat_map(|(name, members)| {
+                members
+                    .chunks(MAX_BATCH)
+                    .map(|chunk| (name.clone(), chunk.to_vec()))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        (batches, wake)
+    }
+
+    async fn poll(&self, core: &Core, name: Name, members: Vec<Member>) {
+        let call = Call {
+            name,
+            operation: Operation::Poll(members.clone()),
+        };
+        // A poll that waits for a link is overtaken by the next: this one need not outlive it.
+        let outcome = tokio::select! {
+            biased;
+            outcome = core.backend.call(&call) => outcome,
+            () = core.clock.sleep_until(core.clock.now().plus(core.config.claim / 3)) => return,
+        };
+        match outcome {
+            Ok(heard) => {
+                core.hear(&heard);
+                let Reply::Poll(replies) = &heard.answer.reply else {
+                    return;
+                };
+                for (member, reply) in members.iter().zip(replies) {
+                    match *reply {
+                        Polled::Queued { wake_ms } => self.queued(core, member.request, &heard, wake_ms),
+                        Polled::Granted(grant) => {
+                            if let Some(slot) = self.line.lock().remove(member.request) {
+                                self.tell(core, slot, grant, core.deadline(&heard, grant.deadline_ms));
+                            }
+                        }
+                        Polled::NotHeld(ending) => {
+                            if let Some(slot) = self.line.lock().remove(member.request) {
+                                let _ = slot.tell.send(Outcome::Gone(ending));
+                            }
+                        }
+                    }
+                }
+            }
+            Err(Failure::No(error)) => {
+                for member in &members {
+                    if let Some(slot) = self.line.lock().remove(member.request) {
+                        let _ = slot.tell.send(Outcome::Failed(error.clone()));
+                    }
+                }
+            }
+            Err(Failure::Unknown(error)) => {
+                tracing::debug!(name = %call.name, %error, "a poll was not answered");
+                let soon = core.clock.now().plus(LATER * 20);
+                let mut line = self.line.lock();
+                for member in &members {
+                    line.schedule(member.request, soon);
+                }
+            }
+        }
+    }
+}
+
+/// How much later than a lease ends it is looked at.
+const LATER: Duration = Duration::from_millis(2);

@@ -1,0 +1,432 @@
+//! Renews the leases of a client's holds, and tells their guards what became of them.
+//!
+//! The invariant: a [`Held`] says that it is held only while no server could have given the lock away. Its validity is counted on
+//! our own clock from before the request was sent, less an allowance for clocks that drift (1 % and 2 ms, as in Redis'
+//! description of Redlock). It only ever ends; what the server says can move the end out, or make it now.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::backend::Failure;
+use crate::clock::Moment;
+use crate::core::Core;
+use crate::error::{Error, ErrorKind, LostCause};
+use crate::protocol::{
+    Call, Ending, MAX_BATCH, Member, Name, Operation, Renewal, Renewed, Reply, RequestId, millis,
+};
+
+/// What is taken off a lease so that it ends here before it ends there.
+pub(crate) fn margin(lease: Duration) -> Duration {
+    lease / 100 + Duration::from_millis(2)
+}
+
+/// How a hold is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    pub(crate) lease: Duration,
+    /// Nothing renews it.
+    pub(crate) fixed: bool,
+    pub(crate) max_hold: Option<Duration>,
+}
+
+/// A granted request, as its client knows it. Shared by its guard, the watchdog and everybody who waits for its end.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) name: Name,
+    pub(crate) member: Member,
+    pub(crate) fence: u64,
+    pub(crate) depth: u64,
+    pub(crate) keep: Keep,
+    pub(crate) label: String,
+    /// Its release must leave a mark.
+    marked: AtomicBool,
+    /// `max_hold` from when it was granted.
+    pub(crate) cap: Moment,
+    /// Valid until then, in nanoseconds of the client's clock.
+    until: AtomicU64,
+    end: Mutex<Option<LostCause>>,
+    ended: Notify,
+}
+
+impl Held {
+    pub(crate) fn until(&self) -> Moment {
+        Moment(Duration::from_nanos(self.until.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn is_marked(&self) -> bool {
+        self.marked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn mark(&self) {
+        self.marked.store(true, Ordering::Release);
+    }
+
+    fn push_out(&self, until: Moment) {
+        let nanos = u64::try_from(until.min(self.cap).0.as_nanos()).unwrap_or(u64::MAX);
+        self.until.fetch_max(nanos, Ordering::AcqRel);
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn end(&self, now: Moment) -> Option<LostCause> {
+        if let Some(cause) = *self.end.lock() {
+            return Some(cause);
+        }
+        let until = self.until();
+        (until <= now).then_some(if until >= self.cap {
+            LostCause::MaxHold
+        } else {
+            LostCause::Lapsed
+        })
+    }
+
+    /// Ends it, once. Tells whether this call did.
+    fn finish(&self, cause: LostCause) -> bool {
+        let mut end = self.end.lock();
+        let first = end.is_none();
+        end.get_or_insert(cause);
+        drop(end);
+        self.ended.notify_waiters();
+        first
+    }
+
+    /// Resolves when the hold has been lost. Cancel safe.
+    pub(crate) async fn lost(&self, core: &Core) -> LostCause {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            // Enrol first, look afterwards: an end in between is not missed.
+            ended.as_mut().enable();
+            if let Some(cause) = self.end(core.clock.now()) {
+                return cause;
+            }
+            ended.await;
+        }
+    }
+
+    pub(crate) fn lost_error(&self, cause: LostCause) -> Error {
+        ErrorKind::Lost {
+            name: self.name.as_str().into(),
+            cause,
+        }
+        .into()
+    }
+}
+
+/// The holds of a client, by when something must be done about them.
+#[derive(Default)]
+pub(crate) struct Watchdog {
+    holds: Mutex<Holds>,
+    /// Something is due sooner than the watchdog sleeps.
+    sooner: Notify,
+}
+
+#[derive(Default)]
+struct Holds {
+    kept: HashMap<RequestId, Kept>,
+    agenda: BTreeSet<(Moment, RequestId)>,
+    /// Until when the watchdog sleeps; nothing before that needs to wake it.
+    asleep_until: Option<Moment>,
+}
+
+struct Kept {
+    held: Arc<Held>,
+    /// When to renew it; far when never.
+    renew_at: Moment,
+    /// A renewal is under way.
+    renewing: bool,
+    /// Its upgrade is under way: that the server does not know it by this request says nothing.
+    upgrading: bool,
+    at: Moment,
+}
+
+impl Kept {
+    fn next(&self) -> Moment {
+        if self.renewing {
+            self.held.until()
+        } else {
+            self.renew_at.min(self.held.until())
+        }
+    }
+}
+
+impl Holds {
+    fn schedule(&mut self, request: RequestId) {
+        if let Some(kept) = self.kept.get_mut(&request) {
+            self.agenda.remove(&(kept.at, request));
+            kept.at = kept.next();
+            self.agenda.insert((kept.at, request));
+        }
+    }
+
+    fn remove(&mut self, request: RequestId) -> Option<Kept> {
+        let kept = self.kept.remove(&request)?;
+        self.agenda.remove(&(kept.at, request));
+        Some(kept)
+    }
+}
+
+impl Watchdog {
+    /// Takes a granted request in. `until` is when its lease ends on our clock; `claimed` says that it lasts for a claim only
+    /// until it is renewed.
+    pub(crate) fn keep(&self, core: &Core, grant: Granting) -> Arc<Held> {
+        let now = core.clock.now();
+        let cap = grant.keep.max_hold.map_or(Moment::FAR, |max| now.plus(max));
+        let held = Arc::new(Held {
+            name: grant.name,
+            member: grant.member,
+            fence: grant.fence,
+            depth: grant.depth,
+            keep: grant.keep,
+            label: grant.label,
+            marked: AtomicBool::new(grant.resent),
+            cap,
+            until: AtomicU64::new(0),
+            end: Mutex::new(None),
+            ended: Notify::new(),
+        });
+        held.push_out(grant.until);
+        let renew_at = if grant.keep.fixed && !grant.claimed {
+            Moment::FAR
+        } else {
+            let first = if grant.claimed {
+                grant.keep.lease.min(core.config.claim)
+            } else {
+                grant.keep.lease
+            };
+            now.plus(first / 3)
+        };
+        let mut holds = self.holds.lock();
+        let kept = Kept {
+            held: held.clone(),
+            renew_at,
+            renewing: false,
+            upgrading: false,
+            at: Moment::FAR,
+        };
+        holds.kept.insert(grant.member.request, kept);
+        holds.schedule(grant.member.request);
+        let wake = holds
+            .agenda
+            .first()
+            .is_some_and(|(at, _)| holds.asleep_until.is_some_and(|until| *at < until));
+        if wake {
+            holds.asleep_until = None;
+        }
+        drop(holds);
+        if wake {
+            self.sooner.notify_one();
+        }
+        held
+    }
+
+    /// The guard has given it back, or hands it on.
+    pub(crate) fn forget(&self, request: RequestId) {
+        self.holds.lock().remove(request);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.holds.lock().kept.is_empty()
+    }
+
+    /// While an upgrade is under way the server may know the hold by either request.
+    pub(crate) fn upgrading(&self, request: RequestId, upgrading: bool) {
+        if let Some(kept) = self.holds.lock().kept.get_mut(&request) {
+            kept.upgrading = upgrading;
+        }
+    }
+
+    /// Ends a hold: its guard is told first, then the server is told that it may go on.
+    pub(crate) fn lose(&self, core: &Core, request: RequestId, cause: LostCause) {
+        let kept = self.holds.lock().remove(request);
+        if let Some(kept) = kept
+            && kept.held.finish(cause)
+        {
+            tracing::warn!(name = %kept.held.name, owner = ?kept.held.member.owner, %cause, "a hold is lost");
+            core.reaper.release(core, &kept.held);
+        }
+    }
+
+    pub(crate) fn lose_all(&self, core: &Core, cause: LostCause) {
+        let all: Vec<RequestId> = self.holds.lock().kept.keys().copied().collect();
+        for request in all {
+            self.lose(core, request, cause);
+        }
+    }
+
+    /// The server may have changed: ask about everything at once.
+    pub(crate) fn recheck(&self, core: &Core) {
+        let now = core.clock.now();
+        let mut holds = self.holds.lock();
+        let all: Vec<RequestId> = holds.kept.keys().copied().collect();
+        for request in all {
+            if let Some(kept) = holds.kept.get_mut(&request) {
+                kept.renew_at = now;
+            }
+            holds.schedule(request);
+        }
+        drop(holds);
+        self.sooner.notify_one();
+    }
+
+    /// Until the client ends.
+    pub(crate) async fn run(&self, core: &Core) {
+        let mut renewals = FuturesUnordered::new();
+        loop {
+            let (batches, wake) = self.due(core);
+            renewals.extend(batches.into_iter().map(|batch| self.renew(core, batch)));
+            tokio::select! {
+                () = core.clock.sleep_until(wake) => {}
+                () = self.sooner.notified() => {}
+                Some(()) = renewals.next() => {}
+            }
+        }
+    }
+
+    /// What is due now: holds that have ended are lost, others are to be renewed, name by name. And when to look again.
+    fn due(&self, core: &Core) -> (Vec<Vec<Arc<Held>>>, Moment) {
+        let now = core.clock.now();
+        let mut over = Vec::new();
+        let mut renew: HashMap<Name, Vec<Arc<Held>>> = HashMap::new();
+        let mut holds = self.holds.lock();
+        while let Some(&(at, request)) = holds.agenda.first()
+            && at <= now
+        {
+            let Some(kept) = holds.kept.get_mut(&request) else {
+                holds.agenda.pop_first();
+                continue;
+            };
+            if let Some(cause) = kept.held.end(now) {
+                over.push((request, cause));
+                // Lost below, without the mutex; not looked at again until then.
+                holds.agenda.pop_first();
+                continue;
+            }
+            kept.renewing = true;
+            renew
+                .entry(kept.held.name.clone())
+                .or_default()
+                .push(kept.held.clone());
+            holds.schedule(request);
+        }
+        let wake = holds.agenda.first().map_or(Moment::FAR, |(at, _)| *at);
+        holds.asleep_until = Some(wake);
+        drop(holds);
+        for (request, cause) in over {
+            self.lose(core, request, cause);
+        }
+        let batches = renew
+            .into_values()
+            .flat_map(|helds| helds.chunks(MAX_BATCH).map(<[_]>::to_vec).collect::<Vec<_>>())
+            .collect();
+        (batches, wake)
+    }
+
+    async fn renew(&self, core: &Core, batch: Vec<Arc<Held>>) {
+        let Some(name) = batch.first().map(|held| held.name.clone()) else {
+            return;
+        };
+        let now = core.clock.now();
+        let renewals = batch
+            .iter()
+            .map(|held| Renewal {
+                request: held.member.request,
+                owner: held.member.owner,
+                fence: held.fence,
+                lease_ms: millis(held.keep.lease.min(held.cap.since(now))),
+                fixed: held.keep.fixed,
+            })
+            .collect();
+        let call = Call {
+            name,
+            operation: Operation::Renew(renewals),
+        };
+        match core.backend.call(&call).await {
+            Ok(heard) => {
+                core.hear(&heard);
+                let Reply::Renew(replies) = &heard.answer.reply else {
+                    return self.renewed(core, &batch);
+                };
+                for (held, reply) in batch.iter().zip(replies) {
+                    match *reply {
+                        Renewed::Renewed { deadline_ms } => held.push_out(core.deadline(&heard, deadline_ms)),
+                        Renewed::NotHeld(ending) => self.not_held(core, held, ending),
+                    }
+                }
+                self.renewed(core, &batch);
+            }
+            Err(Failure::No(error)) => {
+                tracing::warn!(name = %call.name, %error, "the server refuses to renew");
+                self.renewed(core, &batch);
+            }
+            // The next third comes; until then the guard knows how long it is valid.
+            Err(Failure::Unknown(error)) => {
+                tracing::debug!(name = %call.name, %error, "a renewal was not answered");
+                self.retry(core, &batch);
+            }
+        }
+    }
+
+    fn not_held(&self, core: &Core, held: &Held, ending: Ending) {
+        let request = held.member.request;
+        let upgrading = self
+            .holds
+            .lock()
+            .kept
+            .get(&request)
+            .is_some_and(|kept| kept.upgrading);
+        if !(upgrading && ending == Ending::Unknown) {
+            self.lose(core, request, LostCause::of(ending));
+        }
+    }
+
+    fn renewed(&self, core: &Core, batch: &[Arc<Held>]) {
+        self.plan(batch, |held| {
+            if held.keep.fixed || held.until() >= held.cap {
+                Moment::FAR
+            } else {
+                core.clock.now().plus(held.keep.lease / 3)
+            }
+        });
+    }
+
+    fn retry(&self, core: &Core, batch: &[Arc<Held>]) {
+        self.plan(batch, |held| {
+            core.clock.now().plus((held.keep.lease / 20).min(RETRY))
+        });
+    }
+
+    fn plan(&self, batch: &[Arc<Held>], renew_at: impl Fn(&Held) -> Moment) {
+        let mut holds = self.holds.lock();
+        for held in batch {
+            let request = held.member.request;
+            if let Some(kept) = holds.kept.get_mut(&request) {
+                kept.renewing = false;
+                kept.renew_at = renew_at(held);
+            }
+            holds.schedule(request);
+        }
+    }
+}
+
+/// How soon a renewal is tried again that was not answered.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What a grant brings along.
+pub(crate) struct Granting {
+    pub(crate) name: Name,
+    pub(crate) member: Member,
+    pub(crate) fence: u64,
+    pub(crate) depth: u64,
+    pub(crate) keep: Keep,
+    pub(crate) label: String,
+    /// The acquisition was sent more than once.
+    pub(crate) resent: bool,
+    pub(crate) until: Moment,
+    pub(crate) claimed: bool,
+}
