@@ -368,7 +368,8 @@ impl Builder {
         self.config.check()?;
         let id = ClientId::random();
         let core = Arc::new_cyclic(|core: &Weak<Core>| {
-            let backend = server.join(id, self.config.tuning(), sink(core.clone()));
+            let core = core.clone();
+            let backend = server.join(id, self.config.tuning(), sink(move || core.upgrade()));
             Core::new(id, self.config, server.clock(), Arc::new(backend))
         });
         Ok(Relatch {
@@ -385,23 +386,30 @@ impl Builder {
     /// # Cancel safety
     ///
     /// Dropping the future leaves no connection behind.
-    #[cfg(feature = "redis")]
     pub async fn connect(self) -> Result<Relatch, Error> {
+        match self.config.url.clone() {
+            None => self.embedded(),
+            Some(url) => self.connect_to(url).await,
+        }
+    }
+
+    #[cfg(not(feature = "redis"))]
+    async fn connect_to(self, _url: String) -> Result<Relatch, Error> {
+        Err(ErrorKind::Invalid(
+            "this program was built without relatch's feature `redis`; turn it on, or name no server".into(),
+        )
+        .into())
+    }
+
+    #[cfg(feature = "redis")]
+    async fn connect_to(self, url: String) -> Result<Relatch, Error> {
         use crate::backend::redis::{RedisBackend, RedisOptions};
 
-        let Some(url) = self.config.url.clone() else {
-            return self.embedded();
-        };
         self.config.check()?;
         let id = ClientId::random();
         // The sink needs the client, and the client the backend, which may refuse its address.
         let late: Arc<std::sync::OnceLock<Weak<Core>>> = Arc::default();
         let to = late.clone();
-        let sink: Sink = Box::new(move |push| {
-            if let Some(core) = to.get().and_then(Weak::upgrade) {
-                core.push(push);
-            }
-        });
         let options = RedisOptions {
             url,
             connect_timeout: self.config.connect_timeout,
@@ -410,6 +418,7 @@ impl Builder {
         };
         let within = self.config.connect_timeout;
         let clock = Clock::system();
+        let sink = sink(move || to.get().and_then(Weak::upgrade));
         let backend = RedisBackend::new(options, id, self.config.tuning(), clock.clone(), sink)?;
         let core = Arc::new(Core::new(id, self.config, clock, backend.clone()));
         // Nobody else sets it.
@@ -420,9 +429,10 @@ impl Builder {
     }
 }
 
-fn sink(core: Weak<Core>) -> Sink {
+/// Where a backend's pushes go, while the client lives.
+fn sink(core: impl Fn() -> Option<Arc<Core>> + Send + Sync + 'static) -> Sink {
     Box::new(move |push: Push| {
-        if let Some(core) = core.upgrade() {
+        if let Some(core) = core() {
             core.push(push);
         }
     })

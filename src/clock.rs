@@ -40,7 +40,7 @@ impl Moment {
 /// use std::time::Duration;
 ///
 /// let clock = Clock::manual();
-/// let relatch = Relatch::builder().clock(clock.clone()).embedded();
+/// let relatch = Relatch::builder().clock(clock.clone()).embedded()?;
 /// let held = relatch.rwlock("job")?.write().lease(Duration::from_secs(5)).await?;
 ///
 /// clock.advance(Duration::from_secs(6));
