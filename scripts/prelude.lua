@@ -259,7 +259,7 @@ local function machine(stored, owners, gives)
     local score = marked[request]
     if not score and M.marks > now then
       typed[MARKS] = true
-      score = tonumber(call('ZSCORE', MARKS, request) or nil)
+      score = tonumber(call('ZSCORE', MARKS, request))
     end
     if score and floor(score) > now then
       return ENDINGS[(score - floor(score)) * 4]
@@ -375,7 +375,7 @@ local function machine(stored, owners, gives)
       wide('ZADD', QUEUE, into_queue)
     end
     if #from_queue > 0 then
-      M.waiting = (tonumber(was.waiting) or 0) - wide('ZREM', QUEUE, from_queue)
+      M.waiting = max(0, (tonumber(was.waiting) or 0) - wide('ZREM', QUEUE, from_queue))
     end
     if #into_queue > 0 then
       M.waiting = call('ZCARD', QUEUE)
@@ -908,6 +908,6 @@ local function machine(stored, owners, gives)
   M.drop_granted, M.alone, M.grant_of, M.mark, M.ending, M.flush = drop_granted, alone, grant_of, mark, ending, flush
   M.lapse, M.load_waiters, M.waiter_of, M.leave, M.live_head, M.live_writer = lapse, load_waiters, waiter_of, leave, live_head, live_writer
   M.wake_ms, M.enqueue, M.refresh, M.enter, M.siblings, M.deliver = wake_ms, enqueue, refresh, enter, siblings, deliver
-  M.advance, M.snapshot, M.holds, M.RANKS, M.WORDS, M.BAND = advance, snapshot, holds, RANKS, WORDS, BAND
+  M.advance, M.snapshot, M.load_holds, M.RANKS, M.WORDS, M.BAND = advance, snapshot, load_holds, RANKS, WORDS, BAND
   return M
 end

@@ -488,21 +488,35 @@ impl LockState {
         }
     }
 
-    /// Tells the clients of a batch; takes back what was not heard. Tells whether anything was taken back.
+    /// Tells the clients of a batch, each at once of all it got; takes back what was not heard. Tells whether anything was.
     fn deliver(&mut self, batch: Vec<Undo>, cx: &Context<'_>, pushes: &mut Pushes) -> bool {
+        let mut clients: Vec<(ClientId, Vec<Undo>)> = Vec::new();
+        let mut place = HashMap::new();
+        for undo in batch {
+            let client = undo.request.client;
+            let at = *place.entry(client).or_insert(clients.len());
+            if at == clients.len() {
+                clients.push((client, Vec::new()));
+            }
+            clients[at].1.push(undo);
+        }
         let mut unheard = false;
-        for undo in batch.into_iter() {
-            if (cx.heard)(undo.request.client) {
-                if let Some(granted) = self.granted(undo.owner, undo.request) {
-                    let grant = self.grant_of(undo.owner, granted);
-                    pushes.granted(undo.request, grant);
+        for (client, undos) in clients {
+            if (cx.heard)(client) {
+                for undo in undos {
+                    if let Some(granted) = self.granted(undo.owner, undo.request) {
+                        let grant = self.grant_of(undo.owner, granted);
+                        pushes.granted(undo.request, grant);
+                    }
                 }
             } else {
                 unheard = true;
-                let mut hold = self.holds.get(&undo.owner).cloned().unwrap_or_default();
-                hold.retain(|g| g.request != undo.request);
-                hold.extend(undo.upgrade_of);
-                self.settle_owner(undo.owner, hold);
+                for undo in undos {
+                    let mut hold = self.holds.get(&undo.owner).cloned().unwrap_or_default();
+                    hold.retain(|g| g.request != undo.request);
+                    hold.extend(undo.upgrade_of);
+                    self.settle_owner(undo.owner, hold);
+                }
             }
         }
         unheard
@@ -893,5 +907,89 @@ impl Pushes {
             .into_iter()
             .map(|(client, requests)| (client, Push::Revoked { requests }));
         granted.chain(revoked).collect()
+    }
+}
+
+/// A state in a form that can be compared with what a server holds.
+#[cfg(test)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Normal {
+    pub(crate) fence: u64,
+    pub(crate) top: Option<(Mode, OwnerId, u64)>,
+    pub(crate) readers: Vec<(u64, OwnerId)>,
+    /// By owner, in the order of the grants: request, mode, deadline, since, revoked, label.
+    pub(crate) holds: BTreeMap<OwnerId, Vec<(RequestId, Mode, u64, u64, bool, String)>>,
+    /// In line: band from -1, ticket, request, owner.
+    pub(crate) queue: Vec<(i64, u64, RequestId, OwnerId)>,
+    /// By request: owner, mode, lease, until, upgrade_of, label.
+    pub(crate) waiters: BTreeMap<RequestId, (OwnerId, Mode, u64, u64, Option<RequestId>, String)>,
+    pub(crate) waiting_of: BTreeMap<OwnerId, Vec<RequestId>>,
+    pub(crate) last_ticket: u64,
+    /// Those that have not ended.
+    pub(crate) marks: BTreeMap<RequestId, (&'static str, u64)>,
+}
+
+#[cfg(test)]
+impl LockState {
+    pub(crate) fn normal(&self, now_us: u64) -> Normal {
+        Normal {
+            fence: self.fence,
+            top: self.top.map(|top| (top.mode, top.owner, top.due_ms)),
+            readers: self.readers.iter().copied().collect(),
+            holds: self
+                .holds
+                .iter()
+                .map(|(owner, hold)| {
+                    let hold = hold
+                        .iter()
+                        .map(|g| {
+                            (
+                                g.request,
+                                g.mode,
+                                g.deadline_ms,
+                                g.since_ms,
+                                g.revoked,
+                                g.label.clone(),
+                            )
+                        })
+                        .collect();
+                    (*owner, hold)
+                })
+                .collect(),
+            queue: self
+                .queue
+                .iter()
+                .map(|((band, ticket, request), owner)| (*band as i64 - 1, *ticket, *request, *owner))
+                .collect(),
+            waiters: self
+                .waiters
+                .iter()
+                .map(|(request, w)| {
+                    (
+                        *request,
+                        (
+                            w.owner,
+                            w.mode,
+                            w.lease_ms,
+                            w.until_ms,
+                            w.upgrade_of,
+                            w.label.clone(),
+                        ),
+                    )
+                })
+                .collect(),
+            waiting_of: self
+                .waiting_of
+                .iter()
+                .map(|(owner, of)| (*owner, of.clone()))
+                .collect(),
+            last_ticket: self.last_ticket,
+            marks: self
+                .marks
+                .iter()
+                .filter(|(_, (_, until_ms))| *until_ms > now_us / 1000)
+                .map(|(request, (ending, until_ms))| (*request, (ending.as_str(), *until_ms)))
+                .collect(),
+        }
     }
 }

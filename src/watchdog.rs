@@ -45,6 +45,8 @@ pub(crate) struct Held {
     pub(crate) depth: u64,
     pub(crate) keep: Keep,
     pub(crate) label: String,
+    /// Its lease reaches to the cap: when it ends, that is why.
+    capped: AtomicBool,
     /// Its release must leave a mark.
     marked: AtomicBool,
     /// `max_hold` from when it was granted.
@@ -58,6 +60,10 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn until(&self) -> Moment {
         Moment(Duration::from_nanos(self.until.load(Ordering::Acquire)))
+    }
+
+    fn is_capped(&self) -> bool {
+        self.capped.load(Ordering::Acquire) || self.until() >= self.cap
     }
 
     pub(crate) fn is_marked(&self) -> bool {
@@ -78,8 +84,7 @@ impl Held {
         if let Some(cause) = *self.end.lock() {
             return Some(cause);
         }
-        let until = self.until();
-        (until <= now).then_some(if until >= self.cap {
+        (self.until() <= now).then_some(if self.is_capped() {
             LostCause::MaxHold
         } else {
             LostCause::Lapsed
@@ -184,6 +189,7 @@ impl Watchdog {
             depth: grant.depth,
             keep: grant.keep,
             label: grant.label,
+            capped: AtomicBool::new(grant.keep.max_hold.is_some_and(|max| max <= grant.keep.lease)),
             marked: AtomicBool::new(grant.resent),
             cap,
             until: AtomicU64::new(0),
@@ -354,7 +360,12 @@ impl Watchdog {
                 };
                 for (held, reply) in batch.iter().zip(replies) {
                     match *reply {
-                        Renewed::Renewed { deadline_ms } => held.push_out(core.deadline(&heard, deadline_ms)),
+                        Renewed::Renewed { deadline_ms } => {
+                            if held.cap.since(now) < held.keep.lease {
+                                held.capped.store(true, Ordering::Release);
+                            }
+                            held.push_out(core.deadline(&heard, deadline_ms));
+                        }
                         Renewed::NotHeld(ending) => self.not_held(core, held, ending),
                     }
                 }
@@ -387,7 +398,7 @@ impl Watchdog {
 
     fn renewed(&self, core: &Core, batch: &[Arc<Held>]) {
         self.plan(batch, |held| {
-            if held.keep.fixed || held.until() >= held.cap {
+            if held.keep.fixed || held.is_capped() {
                 Moment::FAR
             } else {
                 core.clock.now().plus(held.keep.lease / 3)

@@ -1,0 +1,40 @@
+-- downgrade: a granted request goes on in a weaker mode, without a gap.
+--
+-- From write it lets waiting readers in. A weaker one than asked stays as it is.
+--
+-- KEYS
+--   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
+-- ARGV
+--   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
+--   7 request
+--   8 owner
+--   9 fence   as for a release
+--  10 to      read or upgradable
+-- Replies
+--   downgraded  fence, deadline_ms, depth: in the mode it has now
+--   not_held    lapsed, revoked, withdrawn, forgotten or unknown
+-- Wakes
+--   whoever may share with the weaker mode.
+local REQUEST, OWNER, FENCE, TO = ARGV[7], ARGV[8], tonumber(ARGV[9]), string.sub(ARGV[10], 1, 1)
+
+local M = machine(
+  redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER),
+  { OWNER },
+  true
+)
+local write_ended = M.lapse()
+local g = M.granted(OWNER, REQUEST)
+local reply
+if g and not g.revoked then
+  if M.RANKS[TO] < M.RANKS[g.mode] then
+    M.replace(M.hold_of(OWNER), g, { letter = TO, deadline = g.deadline })
+    g.mode = TO
+  end
+  write_ended = M.settle_owner(OWNER) or write_ended
+  reply = { CALL, now_us, 'downgraded', M.grant_of(OWNER, g) }
+else
+  reply = { CALL, now_us, 'not_held', g and 'revoked' or M.ending(REQUEST, FENCE) }
+end
+M.advance(write_ended)
+M.flush()
+return reply

@@ -1,0 +1,51 @@
+-- revoke: an operator takes holds away, from one owner or from all.
+--
+-- The holders are told, and can no longer renew; the lock goes on when they have given back or their leases have run out. Looks at
+-- every hold it takes.
+--
+-- KEYS
+--   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
+-- ARGV
+--   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
+--   7 owner   empty for all
+-- Replies
+--   revoke  how many requests are revoked and not yet given back, and when the last of them lapses (0 when there are none)
+-- Wakes
+--   nobody, but as any script whoever can enter as a lease has lapsed; it tells the clients of the revoked requests.
+local OWNER = ARGV[7]
+
+local M = machine(redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
+local write_ended = M.lapse()
+local owners = { OWNER }
+if OWNER == '' then
+  M.flush()
+  owners = {}
+  if M.readers > 0 then
+    owners = redis.call('ZRANGE', READERS, 0, -1)
+  end
+  table.insert(owners, 1, M.top_owner)
+end
+M.load_holds(owners)
+local clients, messages, count, last = {}, {}, 0, 0
+for _, owner in ipairs(owners) do
+  local hold = M.hold_of(owner)
+  for request, deadline in string.gmatch(hold.list, '|([^,]+),[^,]+,(%d+)') do
+    local client = string.match(request, '^[^.]*')
+    if not messages[client] then
+      clients[#clients + 1], messages[client] = client, { 'revoked ' .. M.text(now_us) }
+    end
+    table.insert(messages[client], request)
+    count, last = count + 1, math.max(last, tonumber(deadline))
+  end
+  hold.list = string.gsub(hold.list, '|[^,]+,%l', function(start)
+    return string.sub(start, 1, -2) .. string.upper(string.sub(start, -1))
+  end)
+  hold.dirty = true
+end
+M.flush()
+for _, client in ipairs(clients) do
+  redis.call('PUBLISH', CHANNEL .. client, table.concat(messages[client], ' '))
+end
+M.advance(write_ended)
+M.flush()
+return { CALL, now_us, 'revoke', count, last }

@@ -1,0 +1,978 @@
+//! One suite, every backend. What a call means must not depend on where the truth is kept.
+//!
+//! Each claim is a function that gets a [`World`]; the macro at the end runs all of them on all backends, so that no
+//! combination can be missing.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use relatch::{Builder, Embedded, LostCause, Mode, Owner, Relatch, RwLock};
+#[cfg(feature = "redis")]
+use support::RedisServer;
+use support::{BOUND, eventually_async};
+
+enum World {
+    Embedded(Embedded),
+    #[cfg(feature = "redis")]
+    Redis(RedisServer),
+}
+
+impl World {
+    async fn client(&self) -> Relatch {
+        self.client_of(Relatch::builder()).await
+    }
+
+    /// A client with leases short enough to wait for.
+    async fn brisk(&self) -> Relatch {
+        self.client_of(Relatch::builder().lease(ms(300)).claim(ms(200)))
+            .await
+    }
+
+    async fn client_of(&self, builder: Builder) -> Relatch {
+        match self {
+            World::Embedded(server) => builder.embedded_in(server).expect("an embedded client"),
+            #[cfg(feature = "redis")]
+            World::Redis(server) => builder.url(server.url()).connect().await.expect("a Redis client"),
+        }
+    }
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn lock(relatch: &Relatch) -> RwLock {
+    relatch.rwlock("it").expect("a name")
+}
+
+async fn waiters(relatch: &Relatch, n: u64) {
+    eventually_async(BOUND, &format!("{n} waiters"), async || {
+        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == n)
+    })
+    .await;
+}
+
+async fn free(relatch: &Relatch) {
+    eventually_async(BOUND, "the lock is free and nobody waits", async || {
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.holders == 0 && seen.waiters == 0)
+    })
+    .await;
+}
+
+async fn held_as(relatch: &Relatch) -> Vec<Mode> {
+    let mut modes: Vec<Mode> = relatch
+        .inspect("it")
+        .await
+        .unwrap()
+        .holding
+        .iter()
+        .map(|h| h.mode)
+        .collect();
+    modes.sort();
+    modes
+}
+
+/// Resolves within the bound, or the test fails: nothing here may hang.
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+mod claims {
+    use super::*;
+
+    // -- who shares with whom --------------------------------------------------------------------------------------
+
+    pub async fn readers_share(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let one = lock(&a).read().await.unwrap();
+        let two = soon(lock(&b).read()).await.unwrap();
+        assert_eq!(a.inspect("it").await.unwrap().holders, 2);
+        assert!(one.is_held() && two.is_held());
+    }
+
+    pub async fn a_writer_excludes_everybody(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let _write = lock(&a).write().await.unwrap();
+        assert!(lock(&b).try_read().await.unwrap().is_none());
+        assert!(lock(&b).try_upgradable_read().await.unwrap().is_none());
+        assert!(lock(&b).try_write().await.unwrap().is_none());
+        assert!(
+            lock(&a).try_read().await.unwrap().is_none(),
+            "another owner of the same client"
+        );
+    }
+
+    pub async fn readers_and_one_upgradable_share(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let _read = lock(&a).read().await.unwrap();
+        let _upgradable = soon(lock(&b).upgradable_read()).await.unwrap();
+        assert!(lock(&a).try_read().await.unwrap().is_some());
+        assert!(lock(&a).try_upgradable_read().await.unwrap().is_none());
+        assert!(lock(&a).try_write().await.unwrap().is_none());
+    }
+
+    pub async fn two_branches_of_one_join_do_not_both_write(world: &World) {
+        let a = world.client().await;
+        let l = lock(&a);
+        let inside = std::sync::atomic::AtomicUsize::new(0);
+        let enter = async || {
+            let guard = soon(l.write()).await.unwrap();
+            assert_eq!(
+                inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+                0,
+                "alone"
+            );
+            tokio::task::yield_now().await;
+            inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+            guard.release().await.unwrap();
+        };
+        tokio::join!(enter(), enter());
+    }
+
+    // -- re-entry --------------------------------------------------------------------------------------------------
+
+    pub async fn an_owner_that_writes_enters_every_mode(world: &World) {
+        let a = world.client().await;
+        Owner::new()
+            .scope(async {
+                let outer = lock(&a).write().await.unwrap();
+                let write = soon(lock(&a).write()).await.unwrap();
+                let upgradable = soon(lock(&a).upgradable_read()).await.unwrap();
+                let read = soon(lock(&a).read()).await.unwrap();
+                assert_eq!(
+                    (outer.depth(), write.depth(), upgradable.depth(), read.depth()),
+                    (1, 2, 1, 1)
+                );
+                assert_eq!(outer.fence(), write.fence(), "the same hold");
+                assert_eq!(
+                    held_as(&a).await,
+                    [Mode::Read, Mode::Upgradable, Mode::Write, Mode::Write]
+                );
+            })
+            .await;
+        free(&a).await;
+    }
+
+    pub async fn a_reader_reenters_past_a_waiting_writer(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let outer = lock(&a).read().owner(&owner).await.unwrap();
+        let writer = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        assert!(
+            lock(&a).try_read().await.unwrap().is_none(),
+            "another owner waits behind the writer"
+        );
+        let inner = soon(lock(&a).read().owner(&owner)).await.unwrap();
+        assert_eq!(inner.depth(), 2);
+        inner.release().await.unwrap();
+        outer.release().await.unwrap();
+        soon(writer).await.unwrap().unwrap();
+    }
+
+    pub async fn a_lone_reader_may_write(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let read = lock(&a).read().owner(&owner).await.unwrap();
+        let write = soon(lock(&a).write().owner(&owner)).await.unwrap();
+        assert!(lock(&a).try_read().await.unwrap().is_none());
+        write.release().await.unwrap();
+        assert!(read.is_held());
+        assert!(lock(&a).try_read().await.unwrap().is_some());
+    }
+
+    pub async fn a_reader_beside_another_is_refused_to_write_instead_of_hanging(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let _mine = lock(&a).read().owner(&owner).await.unwrap();
+        let _theirs = lock(&a).read().await.unwrap();
+        let error = soon(lock(&a).write().owner(&owner)).await.unwrap_err();
+        assert!(error.is_refused(), "{error}");
+        assert!(
+            error.to_string().contains("upgradable_read"),
+            "names the remedy: {error}"
+        );
+        assert!(lock(&a).try_write().owner(&owner).await.unwrap().is_none());
+    }
+
+    pub async fn a_reader_is_refused_upgradable_when_another_has_it(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let _theirs = lock(&a).upgradable_read().await.unwrap();
+        let _mine = lock(&a).read().owner(&owner).await.unwrap();
+        assert!(
+            soon(lock(&a).upgradable_read().owner(&owner))
+                .await
+                .unwrap_err()
+                .is_refused()
+        );
+    }
+
+    pub async fn one_owner_in_two_clients_reenters_and_the_depth_is_the_sum(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let here = lock(&a).write().owner(&owner).await.unwrap();
+        let text = owner.to_string();
+        let there = soon(lock(&b).write().owner(&text.parse().unwrap()))
+            .await
+            .unwrap();
+        assert_eq!((here.depth(), there.depth()), (1, 2));
+        assert_eq!(a.inspect("it").await.unwrap().holding.len(), 2);
+        here.release().await.unwrap();
+        assert!(
+            lock(&a).try_read().await.unwrap().is_none(),
+            "the other client's is still held"
+        );
+        there.release().await.unwrap();
+        assert!(lock(&a).try_read().await.unwrap().is_some());
+    }
+
+    pub async fn hold_counts_follow_every_step(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let count = async || a.inspect("it").await.unwrap().holding.len();
+        assert_eq!(count().await, 0);
+        let one = lock(&a).write().owner(&owner).await.unwrap();
+        assert_eq!(count().await, 1);
+        one.release().await.unwrap();
+        assert_eq!(count().await, 0);
+        let one = lock(&a).write().owner(&owner).await.unwrap();
+        let two = lock(&a).write().owner(&owner).await.unwrap();
+        assert_eq!(count().await, 2);
+        two.release().await.unwrap();
+        assert_eq!(count().await, 1);
+        one.release().await.unwrap();
+        assert_eq!(count().await, 0);
+    }
+
+    pub async fn a_nested_read_release_keeps_the_write(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let write = lock(&a).write().owner(&owner).await.unwrap();
+        let read = lock(&a).read().owner(&owner).await.unwrap();
+        read.release().await.unwrap();
+        assert!(write.is_held());
+        assert!(lock(&b).try_read().await.unwrap().is_none());
+    }
+
+    pub async fn a_writer_may_take_read_and_keep_it(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let write = lock(&a).write().owner(&owner).await.unwrap();
+        let read = lock(&a).read().owner(&owner).await.unwrap();
+        write.release().await.unwrap();
+        assert!(read.is_held());
+        assert!(lock(&b).try_write().await.unwrap().is_none());
+        assert!(lock(&b).try_read().await.unwrap().is_some());
+    }
+
+    pub async fn waiting_requests_of_an_owner_enter_with_it(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let held = lock(&a).write().await.unwrap();
+        let write = tokio::spawn(lock(&b).write().owner(&owner).into_future());
+        waiters(&a, 1).await;
+        let read = tokio::spawn(lock(&b).read().owner(&owner).into_future());
+        waiters(&a, 2).await;
+        held.release().await.unwrap();
+        // Whichever is granted first, the other is the same owner's and must not wait behind it.
+        let read = soon(read).await.unwrap().unwrap();
+        let write = soon(write).await.unwrap().unwrap();
+        assert!(read.is_held() && write.is_held());
+    }
+
+    // -- fairness --------------------------------------------------------------------------------------------------
+
+    pub async fn a_new_reader_does_not_pass_a_waiting_writer(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let reading = lock(&a).read().await.unwrap();
+        let writer = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        let late = tokio::spawn(lock(&a).read().into_future());
+        waiters(&a, 2).await;
+        reading.release().await.unwrap();
+        let write = soon(writer).await.unwrap().unwrap();
+        assert!(!late.is_finished());
+        write.release().await.unwrap();
+        soon(late).await.unwrap().unwrap();
+    }
+
+    pub async fn twenty_waiting_readers_enter_together_after_a_write(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let write = lock(&a).write().await.unwrap();
+        let readers: Vec<_> = (0..20)
+            .map(|n| tokio::spawn(lock(if n % 2 == 0 { &a } else { &b }).read().into_future()))
+            .collect();
+        waiters(&a, 20).await;
+        let next = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 21).await;
+        write.release().await.unwrap();
+        let mut guards = Vec::new();
+        for reader in readers {
+            guards.push(soon(reader).await.unwrap().unwrap());
+        }
+        assert_eq!(a.inspect("it").await.unwrap().holders, 20);
+        assert!(
+            !next.is_finished(),
+            "the writer waits for that one phase of readers"
+        );
+        drop(guards);
+        soon(next).await.unwrap().unwrap();
+    }
+
+    pub async fn overlapping_readers_do_not_starve_a_writer(world: &World) {
+        let a = world.client().await;
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                let (l, stop) = (lock(&a), stop.clone());
+                tokio::spawn(async move {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _read = l.read().await.unwrap();
+                        tokio::time::sleep(ms(20)).await;
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..5 {
+            soon(lock(&a).write()).await.unwrap().release().await.unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for reader in readers {
+            soon(reader).await.unwrap();
+        }
+    }
+
+    pub async fn writers_enter_in_the_order_they_asked(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().await.unwrap();
+        let order = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for n in 0..6 {
+            let (l, order) = (lock(if n % 2 == 0 { &a } else { &b }), order.clone());
+            tasks.push(tokio::spawn(async move {
+                let guard = l.write().await.unwrap();
+                order.lock().push(n);
+                guard.release().await.unwrap();
+            }));
+            waiters(&a, n + 1).await;
+        }
+        held.release().await.unwrap();
+        for task in tasks {
+            soon(task).await.unwrap();
+        }
+        assert_eq!(*order.lock(), [0, 1, 2, 3, 4, 5]);
+    }
+
+    pub async fn a_writer_that_leaves_the_line_lets_readers_in(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let _reading = lock(&a).read().await.unwrap();
+        let writer = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        let late = tokio::spawn(lock(&a).read().into_future());
+        waiters(&a, 2).await;
+        writer.abort();
+        soon(late).await.unwrap().unwrap();
+        waiters(&a, 0).await;
+    }
+
+    // -- upgrade and downgrade -------------------------------------------------------------------------------------
+
+    pub async fn an_upgrade_waits_for_readers_ahead_of_queued_writers(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let upgradable = lock(&a).upgradable_read().await.unwrap();
+        let before = upgradable.fence();
+        let reading = lock(&b).read().await.unwrap();
+        let writer = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        let upgrade = tokio::spawn(upgradable.upgrade().into_future());
+        waiters(&a, 2).await;
+        assert!(
+            lock(&b).try_read().await.unwrap().is_none(),
+            "no new reader passes an upgrade"
+        );
+        reading.release().await.unwrap();
+        let write = soon(upgrade).await.unwrap().unwrap();
+        assert!(!writer.is_finished());
+        assert!(write.fence() > before);
+        assert_eq!(held_as(&a).await, [Mode::Write]);
+        write.release().await.unwrap();
+        soon(writer).await.unwrap().unwrap();
+    }
+
+    pub async fn an_upgrade_that_times_out_keeps_the_upgradable_hold(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let upgradable = lock(&a).upgradable_read().await.unwrap();
+        let reading = lock(&b).read().label("slow report").await.unwrap();
+        let failed = soon(upgradable.upgrade().timeout(ms(50))).await.unwrap_err();
+        assert!(failed.error().is_timeout(), "{failed}");
+        let upgradable = failed.into_guard();
+        assert!(upgradable.is_held());
+        assert_eq!(held_as(&a).await, [Mode::Read, Mode::Upgradable]);
+        reading.release().await.unwrap();
+        let write = soon(upgradable.upgrade()).await.unwrap();
+        write.release().await.unwrap();
+        free(&a).await;
+    }
+
+    pub async fn try_upgrade_hands_back_what_it_could_not_upgrade(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let upgradable = lock(&a).upgradable_read().await.unwrap();
+        let reading = lock(&b).read().await.unwrap();
+        let upgradable = upgradable.try_upgrade().await.unwrap().unwrap_err();
+        assert!(upgradable.is_held());
+        reading.release().await.unwrap();
+        let write = upgradable.try_upgrade().await.unwrap().unwrap();
+        assert!(write.is_held());
+        drop(write);
+        free(&a).await;
+    }
+
+    pub async fn a_dropped_upgrade_leaves_nothing(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let upgradable = lock(&a).upgradable_read().await.unwrap();
+        let reading = lock(&b).read().await.unwrap();
+        let upgrade = tokio::spawn(upgradable.upgrade().into_future());
+        waiters(&a, 1).await;
+        upgrade.abort();
+        waiters(&a, 0).await;
+        reading.release().await.unwrap();
+        free(&a).await;
+    }
+
+    pub async fn a_downgrade_has_no_gap_and_lets_waiting_readers_in(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let write = lock(&a).write().await.unwrap();
+        let fence = write.fence();
+        let reader = tokio::spawn(lock(&b).read().into_future());
+        waiters(&a, 1).await;
+        let writer = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 2).await;
+        let read = write.downgrade().await.unwrap();
+        assert_eq!(read.fence(), fence, "what it reads is what it wrote");
+        let other = soon(reader).await.unwrap().unwrap();
+        assert!(!writer.is_finished());
+        drop((read, other));
+        soon(writer).await.unwrap().unwrap();
+    }
+
+    pub async fn a_write_downgrades_to_upgradable_and_back_up(world: &World) {
+        let a = world.client().await;
+        let write = lock(&a).write().await.unwrap();
+        let upgradable = write.downgrade_to_upgradable().await.unwrap();
+        assert!(lock(&a).try_read().await.unwrap().is_some());
+        assert!(lock(&a).try_upgradable_read().await.unwrap().is_none());
+        let write = soon(upgradable.upgrade()).await.unwrap();
+        let read = write
+            .downgrade_to_upgradable()
+            .await
+            .unwrap()
+            .downgrade()
+            .await
+            .unwrap();
+        assert!(lock(&a).try_upgradable_read().await.unwrap().is_some());
+        drop(read);
+        free(&a).await;
+    }
+
+    // -- fences ----------------------------------------------------------------------------------------------------
+
+    pub async fn fences_strictly_grow_with_every_write_hold(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let mut last = 0;
+        for n in 0..20 {
+            let write = soon(lock(if n % 2 == 0 { &a } else { &b }).write())
+                .await
+                .unwrap();
+            assert!(write.fence() > last);
+            last = write.fence();
+            write.release().await.unwrap();
+            let read = lock(&a).read().await.unwrap();
+            assert_eq!(read.fence(), last, "a reader has the version of what it reads");
+        }
+    }
+
+    // -- time ------------------------------------------------------------------------------------------------------
+
+    pub async fn a_timeout_says_who_is_in_the_way(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().label("nightly import").await.unwrap();
+        let begun = Instant::now();
+        let error = soon(lock(&b).read().timeout(ms(300))).await.unwrap_err();
+        assert!(begun.elapsed() >= ms(300), "not early: {:?}", begun.elapsed());
+        assert!(error.is_timeout(), "{error}");
+        let blame = error.blame().unwrap();
+        assert_eq!(blame.total, 1);
+        assert_eq!(blame.holders[0].owner, held.owner());
+        assert_eq!(blame.holders[0].mode, Mode::Write);
+        assert_eq!(blame.holders[0].label.as_deref(), Some("nightly import"));
+        assert!(blame.holders[0].held_for >= ms(290));
+        let client = blame.holders[0].client.as_ref().expect("its process is known");
+        assert_eq!(client.pid, std::process::id());
+        assert!(error.to_string().contains("nightly import"), "{error}");
+        waiters(&a, 0).await;
+    }
+
+    pub async fn a_timeout_of_zero_asks_once(world: &World) {
+        let a = world.client().await;
+        let read = soon(lock(&a).read().timeout(Duration::ZERO)).await.unwrap();
+        assert!(
+            soon(lock(&a).write().timeout(Duration::ZERO))
+                .await
+                .unwrap_err()
+                .is_timeout()
+        );
+        drop(read);
+    }
+
+    pub async fn an_absurd_timeout_waits(world: &World) {
+        let a = world.client().await;
+        let held = lock(&a).write().await.unwrap();
+        let waiting = tokio::spawn(lock(&a).write().timeout(Duration::MAX).into_future());
+        waiters(&a, 1).await;
+        held.release().await.unwrap();
+        soon(waiting).await.unwrap().unwrap();
+    }
+
+    pub async fn a_fixed_lease_ends_and_the_next_enters(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().lease(ms(200)).await.unwrap();
+        assert!(held.valid_for() <= ms(200) && held.valid_for() > Duration::ZERO);
+        let next = tokio::spawn(lock(&b).write().into_future());
+        assert_eq!(soon(held.lost()).await, LostCause::Lapsed);
+        assert!(!held.is_held());
+        let next = soon(next).await.unwrap().unwrap();
+        assert!(next.fence() > held.fence());
+        let error = held.release().await.unwrap_err();
+        assert_eq!(error.lost_cause(), Some(LostCause::Lapsed));
+        assert!(
+            next.is_held(),
+            "a release after the lease takes nothing from others"
+        );
+    }
+
+    pub async fn the_watchdog_renews_for_as_long_as_the_guard_lives(world: &World) {
+        let a = world.brisk().await;
+        let held = lock(&a).write().await.unwrap();
+        let lost = held.lost();
+        tokio::time::timeout(ms(900), lost)
+            .await
+            .expect_err("three leases later it is still held");
+        assert!(held.is_held());
+        held.release().await.unwrap();
+    }
+
+    pub async fn a_granted_waiter_is_renewed_past_its_claim(world: &World) {
+        let (a, b) = (world.brisk().await, world.brisk().await);
+        let held = lock(&a).write().await.unwrap();
+        let next = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        held.release().await.unwrap();
+        let next = soon(next).await.unwrap().unwrap();
+        tokio::time::timeout(ms(700), next.lost())
+            .await
+            .expect_err("claims later it is still held");
+        next.release().await.unwrap();
+    }
+
+    pub async fn a_waiter_outlasts_many_claims(world: &World) {
+        let (a, b) = (world.brisk().await, world.brisk().await);
+        let held = lock(&a).write().await.unwrap();
+        let next = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        tokio::time::timeout(ms(900), held.lost())
+            .await
+            .expect_err("held");
+        assert_eq!(a.inspect("it").await.unwrap().waiters, 1);
+        held.release().await.unwrap();
+        soon(next).await.unwrap().unwrap();
+    }
+
+    pub async fn max_hold_ends_a_renewed_hold(world: &World) {
+        let (a, b) = (world.brisk().await, world.client().await);
+        let held = lock(&a).write().max_hold(ms(700)).await.unwrap();
+        let next = tokio::spawn(lock(&b).write().into_future());
+        let begun = Instant::now();
+        assert_eq!(soon(held.lost()).await, LostCause::MaxHold);
+        assert!(
+            begun.elapsed() > ms(350),
+            "it was renewed before: {:?}",
+            begun.elapsed()
+        );
+        soon(next).await.unwrap().unwrap();
+    }
+
+    pub async fn a_shorter_reentry_never_shortens_the_lease(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let owner = Owner::new();
+        let outer = lock(&a)
+            .write()
+            .owner(&owner)
+            .lease(Duration::from_secs(20))
+            .await
+            .unwrap();
+        let inner = lock(&a).write().owner(&owner).lease(ms(50)).await.unwrap();
+        assert_eq!(soon(inner.lost()).await, LostCause::Lapsed);
+        assert!(outer.valid_for() > Duration::from_secs(15));
+        assert!(lock(&b).try_read().await.unwrap().is_none());
+    }
+
+    pub async fn leases_of_reentries_do_not_add_up(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let mut guards = Vec::new();
+        for _ in 0..4 {
+            guards.push(
+                lock(&a)
+                    .write()
+                    .owner(&owner)
+                    .lease(Duration::from_secs(20))
+                    .await
+                    .unwrap(),
+            );
+        }
+        for holder in a.inspect("it").await.unwrap().holding {
+            assert!(holder.lease_left <= Duration::from_secs(20));
+        }
+    }
+
+    pub async fn one_readers_release_and_renewal_leave_anothers_lease_alone(world: &World) {
+        let (a, b) = (world.brisk().await, world.client().await);
+        let long = lock(&b).read().lease(Duration::from_secs(60)).await.unwrap();
+        let short = lock(&a).read().await.unwrap();
+        tokio::time::timeout(ms(300), short.lost())
+            .await
+            .expect_err("renewed meanwhile");
+        short.release().await.unwrap();
+        let left = a.inspect("it").await.unwrap().holding[0].lease_left;
+        assert!(left > Duration::from_secs(50), "{left:?}");
+        assert!(long.valid_for() > Duration::from_secs(50));
+    }
+
+    pub async fn a_read_released_inside_a_write_leaves_the_write_renewed(world: &World) {
+        let a = world.brisk().await;
+        let owner = Owner::new();
+        let write = lock(&a).write().owner(&owner).await.unwrap();
+        let read = lock(&a).read().owner(&owner).await.unwrap();
+        read.release().await.unwrap();
+        tokio::time::timeout(ms(700), write.lost())
+            .await
+            .expect_err("still renewed");
+        write.release().await.unwrap();
+    }
+
+    // -- nothing is left behind ------------------------------------------------------------------------------------
+
+    pub async fn a_dropped_guard_is_released(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        drop(lock(&a).write().await.unwrap());
+        soon(lock(&b).write()).await.unwrap();
+        free(&a).await;
+    }
+
+    pub async fn dropped_futures_leave_nothing(world: &World) {
+        let a = world.client().await;
+        for n in 0..60_u32 {
+            let l = lock(&a);
+            let mut future = std::pin::pin!(l.write().into_future());
+            // Let it get as far as it gets in so many polls.
+            for _ in 0..n % 6 {
+                if futures_util::poll!(&mut future).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        free(&a).await;
+    }
+
+    pub async fn close_gives_everything_back(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).read().await.unwrap();
+        let _other = lock(&b).read().await.unwrap();
+        let waiting = tokio::spawn(lock(&a).write().into_future());
+        waiters(&b, 1).await;
+        soon(a.close()).await.unwrap();
+        assert_eq!(soon(held.lost()).await, LostCause::Closed);
+        assert!(soon(waiting).await.unwrap().unwrap_err().is_closed());
+        assert!(lock(&a).read().await.unwrap_err().is_closed());
+        let seen = b.inspect("it").await.unwrap();
+        assert_eq!((seen.holders, seen.waiters), (1, 0));
+    }
+
+    pub async fn the_last_handle_gives_everything_back(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let guard = lock(&a).write().await.unwrap();
+        drop(a);
+        assert!(guard.is_held(), "a guard keeps its client going");
+        drop(guard);
+        free(&b).await;
+    }
+
+    // -- operators -------------------------------------------------------------------------------------------------
+
+    pub async fn a_revoked_holder_is_told_before_the_next_enters(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().await.unwrap();
+        let next = tokio::spawn(lock(&b).write().into_future());
+        waiters(&a, 1).await;
+        assert_eq!(soon(b.revoke("it")).await.unwrap(), 1);
+        assert!(!held.is_held(), "by the time it is taken the guard knows");
+        assert_eq!(soon(held.lost()).await, LostCause::Revoked);
+        assert_eq!(
+            held.release().await.unwrap_err().lost_cause(),
+            Some(LostCause::Revoked)
+        );
+        soon(next).await.unwrap().unwrap();
+        assert_eq!(b.revoke("it").await.unwrap(), 0, "nobody is left to be revoked");
+    }
+
+    pub async fn revoking_one_owner_leaves_the_others(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let mine = lock(&a).read().await.unwrap();
+        let theirs = lock(&b).read().await.unwrap();
+        assert_eq!(soon(b.revoke_owner("it", &mine.owner())).await.unwrap(), 1);
+        assert!(!mine.is_held() && theirs.is_held());
+        assert_eq!(b.inspect("it").await.unwrap().holders, 1);
+    }
+
+    pub async fn protect_ends_the_work_when_the_hold_is_lost(world: &World) {
+        let a = world.client().await;
+        let held = lock(&a).write().await.unwrap();
+        assert_eq!(held.protect(async { 7 }).await.unwrap(), 7);
+        let (ended, revoked) = tokio::join!(held.protect(std::future::pending::<()>()), a.revoke("it"));
+        assert_eq!(ended.unwrap_err().lost_cause(), Some(LostCause::Revoked));
+        revoked.unwrap();
+    }
+
+    // -- input -----------------------------------------------------------------------------------------------------
+
+    pub async fn every_legal_name_is_a_lock_of_its_own(world: &World) {
+        let a = world.client().await;
+        let long = "x".repeat(512);
+        let names = [
+            "{test}:abc:key",
+            "}",
+            "}{",
+            "{}",
+            "a}b",
+            "a{b",
+            "100%",
+            "%7D",
+            "line\nbreak",
+            "nul\0nul",
+            "grüße 🔒",
+            " ",
+            "it",
+            "it:queue",
+            "it}:queue",
+            "it:readers",
+            long.as_str(),
+        ];
+        let mut guards = Vec::new();
+        for name in names {
+            guards.push(soon(a.rwlock(name).unwrap().write()).await.unwrap());
+        }
+        for name in names {
+            assert!(
+                a.rwlock(name).unwrap().try_read().await.unwrap().is_none(),
+                "{name:?}"
+            );
+            assert_eq!(a.inspect(name).await.unwrap().holders, 1);
+        }
+    }
+
+    pub async fn a_bad_name_is_an_error(world: &World) {
+        let a = world.client().await;
+        for name in ["", &"x".repeat(513)] {
+            assert!(a.rwlock(name).unwrap_err().is_invalid());
+            assert!(a.inspect(name).await.unwrap_err().is_invalid());
+            assert!(a.revoke(name).await.unwrap_err().is_invalid());
+        }
+    }
+
+    pub async fn a_bad_lease_is_an_error(world: &World) {
+        let a = world.client().await;
+        for lease in [Duration::ZERO, Duration::from_nanos(1), ms(9), Duration::MAX] {
+            assert!(
+                lock(&a).write().lease(lease).await.unwrap_err().is_invalid(),
+                "{lease:?}"
+            );
+            assert!(
+                lock(&a).try_write().lease(lease).await.unwrap_err().is_invalid(),
+                "{lease:?}"
+            );
+            assert!(
+                lock(&a).write().max_hold(lease).await.unwrap_err().is_invalid(),
+                "{lease:?}"
+            );
+        }
+        soon(lock(&a).write().lease(ms(10))).await.unwrap();
+        soon(lock(&a).write().lease(Duration::from_secs(30 * 86_400)))
+            .await
+            .unwrap();
+        free(&a).await;
+    }
+
+    pub async fn any_label_comes_back_as_it_was(world: &World) {
+        let a = world.client().await;
+        for label in [
+            "a,b|c;d",
+            "line\nbreak",
+            "nul\0",
+            "ünï",
+            " ",
+            "#x",
+            &"y".repeat(256),
+        ] {
+            let held = lock(&a).write().label(label).await.unwrap();
+            let waiting = tokio::spawn(lock(&a).read().label(label).into_future());
+            waiters(&a, 1).await;
+            let seen = a.inspect("it").await.unwrap();
+            assert_eq!(seen.holding[0].label.as_deref(), Some(label));
+            assert_eq!(seen.waiting[0].label.as_deref(), Some(label));
+            held.release().await.unwrap();
+            let read = soon(waiting).await.unwrap().unwrap();
+            assert_eq!(
+                a.inspect("it").await.unwrap().holding[0].label.as_deref(),
+                Some(label)
+            );
+            read.release().await.unwrap();
+        }
+        assert!(
+            lock(&a)
+                .read()
+                .label("z".repeat(257))
+                .await
+                .unwrap_err()
+                .is_invalid()
+        );
+    }
+
+    // -- many ------------------------------------------------------------------------------------------------------
+
+    pub async fn many_tasks_on_one_name_never_overlap(world: &World) {
+        use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+        let clients = [world.client().await, world.client().await];
+        // Readers count up, a writer stands for -1,000,000: any mixture shows.
+        let inside = std::sync::Arc::new(AtomicI64::new(0));
+        let tasks: Vec<_> = (0..24)
+            .map(|n| {
+                let (l, inside) = (lock(&clients[n % 2]), inside.clone());
+                tokio::spawn(async move {
+                    for round in 0..20 {
+                        if (n + round) % 4 == 0 {
+                            let write = l.write().await.unwrap();
+                            assert_eq!(inside.fetch_sub(1_000_000, SeqCst), 0);
+                            tokio::task::yield_now().await;
+                            inside.fetch_add(1_000_000, SeqCst);
+                            write.release().await.unwrap();
+                        } else {
+                            let read = l.read().await.unwrap();
+                            assert!(inside.fetch_add(1, SeqCst) >= 0);
+                            tokio::task::yield_now().await;
+                            inside.fetch_sub(1, SeqCst);
+                            read.release().await.unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            tokio::time::timeout(Duration::from_secs(60), task)
+                .await
+                .expect("no hang")
+                .unwrap();
+        }
+        free(&clients[0]).await;
+    }
+}
+
+macro_rules! on_every_backend {
+    ($($claim:ident)*) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                super::claims::$claim(&super::World::Embedded(super::Embedded::new())).await;
+            })*
+        }
+
+        #[cfg(feature = "redis")]
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() {
+                super::claims::$claim(&super::World::Redis(super::RedisServer::start())).await;
+            })*
+        }
+
+        #[test]
+        fn every_claim_runs_on_every_backend() {
+            let listed = [$(stringify!($claim)),*];
+            let source = include_str!("conformance.rs");
+            let written: Vec<&str> = source
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("pub async fn ")?.split('(').next())
+                .collect();
+            assert_eq!(listed.as_slice(), written.as_slice(), "the list below names every claim, in order");
+        }
+    };
+}
+
+on_every_backend! {
+    readers_share
+    a_writer_excludes_everybody
+    readers_and_one_upgradable_share
+    two_branches_of_one_join_do_not_both_write
+    an_owner_that_writes_enters_every_mode
+    a_reader_reenters_past_a_waiting_writer
+    a_lone_reader_may_write
+    a_reader_beside_another_is_refused_to_write_instead_of_hanging
+    a_reader_is_refused_upgradable_when_another_has_it
+    one_owner_in_two_clients_reenters_and_the_depth_is_the_sum
+    hold_counts_follow_every_step
+    a_nested_read_release_keeps_the_write
+    a_writer_may_take_read_and_keep_it
+    waiting_requests_of_an_owner_enter_with_it
+    a_new_reader_does_not_pass_a_waiting_writer
+    twenty_waiting_readers_enter_together_after_a_write
+    overlapping_readers_do_not_starve_a_writer
+    writers_enter_in_the_order_they_asked
+    a_writer_that_leaves_the_line_lets_readers_in
+    an_upgrade_waits_for_readers_ahead_of_queued_writers
+    an_upgrade_that_times_out_keeps_the_upgradable_hold
+    try_upgrade_hands_back_what_it_could_not_upgrade
+    a_dropped_upgrade_leaves_nothing
+    a_downgrade_has_no_gap_and_lets_waiting_readers_in
+    a_write_downgrades_to_upgradable_and_back_up
+    fences_strictly_grow_with_every_write_hold
+    a_timeout_says_who_is_in_the_way
+    a_timeout_of_zero_asks_once
+    an_absurd_timeout_waits
+    a_fixed_lease_ends_and_the_next_enters
+    the_watchdog_renews_for_as_long_as_the_guard_lives
+    a_granted_waiter_is_renewed_past_its_claim
+    a_waiter_outlasts_many_claims
+    max_hold_ends_a_renewed_hold
+    a_shorter_reentry_never_shortens_the_lease
+    leases_of_reentries_do_not_add_up
+    one_readers_release_and_renewal_leave_anothers_lease_alone
+    a_read_released_inside_a_write_leaves_the_write_renewed
+    a_dropped_guard_is_released
+    dropped_futures_leave_nothing
+    close_gives_everything_back
+    the_last_handle_gives_everything_back
+    a_revoked_holder_is_told_before_the_next_enters
+    revoking_one_owner_leaves_the_others
+    protect_ends_the_work_when_the_hold_is_lost
+    every_legal_name_is_a_lock_of_its_own
+    a_bad_name_is_an_error
+    a_bad_lease_is_an_error
+    any_label_comes_back_as_it_was
+    many_tasks_on_one_name_never_overlap
+}
