@@ -1,1 +1,471 @@
+//! The scripts, and the codec between them and [`crate::protocol`]: a [`Call`] to KEYS and ARGV, a reply to an [`Answer`], a
+//! message to a [`Push`].
+//!
+//! Strict: what does not look exactly as the scripts' headers say is a [`Malformed`], never a guess and never a panic. Every
+//! reply begins with the id of its call; one that does not belong to the call means that replies got out of step on that
+//! connection, and nothing more that comes over it can be trusted.
+//!
+//! No connection here, and no policy.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::LazyLock;
+
+use redis::Value;
+
+use crate::protocol::{
+    Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId, Polled, Push,
+    Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
+};
+use crate::state::{BLAME_ROWS, Tuning};
+
+#[cfg(test)]
+mod tests;
+
+/// A script: the prelude and one file of `scripts/`.
+pub(super) struct Script {
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+    sha1: LazyLock<String>,
+}
+
+impl Script {
+    /// What the server knows it by, once it has been loaded.
+    pub(super) fn sha1(&self) -> &str {
+        &self.sha1
+    }
+}
+
+macro_rules! script {
+    ($name:literal) => {{
+        const SOURCE: &str = concat!(
+            include_str!("../../../scripts/prelude.lua"),
+            include_str!(concat!("../../../scripts/", $name, ".lua"))
+        );
+        Script {
+            name: $name,
+            source: SOURCE,
+            sha1: LazyLock::new(|| redis::Script::new(SOURCE).get_hash().to_owned()),
+        }
+    }};
+}
+
+static ACQUIRE: Script = script!("acquire");
+static RELEASE: Script = script!("release");
+static DOWNGRADE: Script = script!("downgrade");
+static RENEW: Script = script!("renew");
+static WITHDRAW: Script = script!("withdraw");
+static POLL: Script = script!("poll");
+static REVOKE: Script = script!("revoke");
+static INSPECT: Script = script!("inspect");
+
+/// All of them, to be loaded when a link is new.
+pub(super) static ALL: [&Script; 8] = [
+    &ACQUIRE, &RELEASE, &DOWNGRADE, &RENEW, &WITHDRAW, &POLL, &REVOKE, &INSPECT,
+];
+
+/// A client's pushes come on this, followed by its id.
+const CHANNEL: &str = "relatch:1:client:";
+
+/// The channel that a client listens to.
+pub(super) fn channel(client: ClientId) -> String {
+    format!("{CHANNEL}{client}")
+}
+
+/// A name as it stands between the braces of a key: whatever is between the first `{` and the next `}` decides the slot, so a
+/// name must not have any of its own.
+fn in_braces(name: &Name) -> Cow<'_, str> {
+    let name = name.as_str();
+    if name.contains(['%', '{', '}']) {
+        name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D").into()
+    } else {
+        name.into()
+    }
+}
+
+/// The keys of a name, in the order of KEYS.
+pub(super) fn keys(name: &Name) -> [String; 5] {
+    let hash = format!("relatch:1:{{{}}}", in_braces(name));
+    let readers = format!("{hash}:readers");
+    let queue = format!("{hash}:queue");
+    let waiters = format!("{hash}:waiters");
+    let marks = format!("{hash}:marks");
+    [hash, readers, queue, waiters, marks]
+}
+
+/// A call, ready to be sent.
+pub(super) struct Encoded {
+    pub(super) script: &'static Script,
+    pub(super) keys: [String; 5],
+    pub(super) args: Vec<Vec<u8>>,
+}
+
+impl Encoded {
+    /// By its hash: what is sent at first.
+    pub(super) fn evalsha(&self) -> redis::Cmd {
+        self.command("EVALSHA", self.script.sha1())
+    }
+
+    /// By its source: when the server answered NOSCRIPT. It knows the script from then on.
+    pub(super) fn eval(&self) -> redis::Cmd {
+        self.command("EVAL", self.script.source)
+    }
+
+    fn command(&self, verb: &str, script: &str) -> redis::Cmd {
+        let mut command = redis::cmd(verb);
+        command.arg(script).arg(self.keys.len()).arg(&self.keys).arg(&self.args);
+        command
+    }
+}
+
+fn flag(yes: bool) -> Vec<u8> {
+    if yes { b"1".to_vec() } else { b"0".to_vec() }
+}
+
+fn text(value: impl ToString) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+/// `trust`: whether PUBLISH on this server counts everybody who hears.
+pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
+    let mut args = vec![
+        text(call_id),
+        text(tuning.claim_ms),
+        text(tuning.mark_ms),
+        text(tuning.retention_ms),
+        flag(trust),
+        text(CHANNEL),
+    ];
+    let script = match &call.operation {
+        Operation::Acquire(op) => {
+            args.extend([
+                text(op.request),
+                text(op.owner.wire()),
+                text(op.mode),
+                flag(op.wait),
+                text(op.lease_ms),
+                text(op.ticket),
+                op.upgrade_of.map(text).unwrap_or_default(),
+                text(&op.label),
+            ]);
+            &ACQUIRE
+        }
+        Operation::Release(op) => {
+            args.extend([
+                text(op.request),
+                text(op.owner.wire()),
+                text(op.fence),
+                flag(op.again),
+                flag(op.mark),
+            ]);
+            &RELEASE
+        }
+        Operation::Downgrade(op) => {
+            args.extend([text(op.request), text(op.owner.wire()), text(op.fence), text(op.to)]);
+            &DOWNGRADE
+        }
+        Operation::Renew(ops) => {
+            for op in ops {
+                args.extend([
+                    text(op.request),
+                    text(op.owner.wire()),
+                    text(op.fence),
+                    text(op.lease_ms),
+                    flag(op.fixed),
+                ]);
+            }
+            &RENEW
+        }
+        Operation::Withdraw(op) => {
+            let blame = if op.blame { BLAME_ROWS } else { 0 };
+            args.extend([text(op.request), text(op.owner.wire()), text(blame)]);
+            &WITHDRAW
+        }
+        Operation::Poll(members) => {
+            for member in members {
+                args.extend([text(member.request), text(member.owner.wire())]);
+            }
+            &POLL
+        }
+        Operation::Revoke(owner) => {
+            args.push(owner.map(|owner| text(owner.wire())).unwrap_or_default());
+            &REVOKE
+        }
+        Operation::Inspect(limit) => {
+            args.push(text(limit));
+            &INSPECT
+        }
+    };
+    Encoded {
+        script,
+        keys: keys(&call.name),
+        args,
+    }
+}
+
+/// Something came that no script of ours says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Malformed {
+    /// It can't be read.
+    Content(String),
+    /// It is the reply to another call: replies on this connection are out of step.
+    CallId { asked: u64, answered: String },
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Malformed::Content(what) => write!(f, "the server sent what no script of relatch says: {what}"),
+            Malformed::CallId { asked, answered } => write!(
+                f,
+                "the server's reply to call {asked} says that it is for call {answered:?}: replies are out of step"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+type Decoded<T> = Result<T, Malformed>;
+
+/// For what was wanted and what came instead; cut, as a server may send anything.
+fn instead(wanted: &str, came: &dyn fmt::Debug) -> Malformed {
+    let mut came = format!("{came:?}");
+    if came.len() > 200 {
+        let cut = came.char_indices().map(|(at, _)| at).take_while(|at| *at <= 200).last();
+        came.truncate(cut.unwrap_or(0));
+        came.push('…');
+    }
+    Malformed::Content(format!("{wanted} expected, {came} came"))
+}
+
+/// The fields of a reply or of a row in it, taken one by one.
+struct Fields(std::vec::IntoIter<Value>);
+
+impl Fields {
+    fn of(value: Value, what: &str) -> Decoded<Self> {
+        match value {
+            Value::Array(fields) => Ok(Self(fields.into_iter())),
+            other => Err(instead(what, &other)),
+        }
+    }
+
+    fn value(&mut self, what: &str) -> Decoded<Value> {
+        self.0
+            .next()
+            .ok_or_else(|| Malformed::Content(format!("{what} expected, the reply ended")))
+    }
+
+    fn number(&mut self, what: &str) -> Decoded<u64> {
+        match self.value(what)? {
+            Value::Int(number) => u64::try_from(number).map_err(|_| instead(what, &number)),
+            other => Err(instead(what, &other)),
+        }
+    }
+
+    fn text(&mut self, what: &str) -> Decoded<String> {
+        match self.value(what)? {
+            Value::BulkString(bytes) => String::from_utf8(bytes).map_err(|error| instead(what, &error.into_bytes())),
+            other => Err(instead(what, &other)),
+        }
+    }
+
+    fn parsed<T>(&mut self, what: &str, parse: impl FnOnce(&str) -> Option<T>) -> Decoded<T> {
+        let text = self.text(what)?;
+        parse(&text).ok_or_else(|| instead(what, &text))
+    }
+
+    fn request(&mut self) -> Decoded<RequestId> {
+        self.parsed("a request", RequestId::from_wire)
+    }
+
+    fn owner(&mut self) -> Decoded<OwnerId> {
+        self.parsed("an owner", OwnerId::from_wire)
+    }
+
+    fn mode(&mut self) -> Decoded<Mode> {
+        self.parsed("a mode", |word| word.parse().ok())
+    }
+
+    fn ending(&mut self) -> Decoded<Ending> {
+        self.parsed("an ending", Ending::from_wire)
+    }
+
+    /// A label may be cut or broken by whoever writes into the lock by hand; it is for people only.
+    fn label(&mut self) -> Decoded<String> {
+        match self.value("a label")? {
+            Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            other => Err(instead("a label", &other)),
+        }
+    }
+
+    fn grant(&mut self) -> Decoded<Grant> {
+        Ok(Grant {
+            fence: self.number("a fence")?,
+            deadline_ms: self.number("a deadline")?,
+            depth: self.number("a depth")?,
+        })
+    }
+
+    fn rows<T>(&mut self, what: &str, read: impl Fn(&mut Fields) -> Decoded<T>) -> Decoded<Vec<T>> {
+        Fields::of(self.value(what)?, what)?
+            .0
+            .map(|row| {
+                let mut row = Fields::of(row, what)?;
+                let value = read(&mut row)?;
+                row.end(value)
+            })
+            .collect()
+    }
+
+    fn end<T>(mut self, value: T) -> Decoded<T> {
+        match self.0.next() {
+            None => Ok(value),
+            Some(more) => Err(instead("the end of a reply", &more)),
+        }
+    }
+
+    fn held_row(&mut self) -> Decoded<HeldRow> {
+        Ok(HeldRow {
+            request: self.request()?,
+            owner: self.owner()?,
+            mode: self.mode()?,
+            since_ms: self.number("a time")?,
+            deadline_ms: self.number("a deadline")?,
+            revoked: self.number("0 or 1")? != 0,
+            label: self.label()?,
+        })
+    }
+
+    fn wait_row(&mut self) -> Decoded<WaitRow> {
+        Ok(WaitRow {
+            request: self.request()?,
+            owner: self.owner()?,
+            mode: self.mode()?,
+            since_ms: self.number("a time")?,
+            label: self.label()?,
+        })
+    }
+}
+
+/// The answer to `call`, which was sent as `call_id`.
+pub(super) fn decode(call: &Call, call_id: u64, value: Value) -> Decoded<Answer> {
+    let mut fields = Fields::of(value, "a script's reply")?;
+    let answered = fields.text("a call's id")?;
+    if answered != call_id.to_string() {
+        return Err(Malformed::CallId {
+            asked: call_id,
+            answered,
+        });
+    }
+    let now_us = fields.number("a time")?;
+    let word = fields.text("a word")?;
+    let reply = match (&call.operation, word.as_str()) {
+        (Operation::Acquire(_), "granted") => Reply::Acquire(Acquired::Granted(fields.grant()?)),
+        (Operation::Acquire(_), "queued") => Reply::Acquire(Acquired::Queued {
+            ticket: fields.number("a ticket")?,
+            wake_ms: fields.number("a time")?,
+        }),
+        (Operation::Acquire(_), "busy") => Reply::Acquire(Acquired::Busy),
+        (Operation::Acquire(_), "refused") => Reply::Acquire(Acquired::Refused),
+        (Operation::Acquire(_), "ended") => Reply::Acquire(Acquired::Ended(fields.ending()?)),
+        (Operation::Release(_), "released") => Reply::Release(Released::Released),
+        (Operation::Release(_), "not_held") => Reply::Release(Released::NotHeld(fields.ending()?)),
+        (Operation::Downgrade(_), "downgraded") => Reply::Downgrade(Downgraded::Downgraded(fields.grant()?)),
+        (Operation::Downgrade(_), "not_held") => Reply::Downgrade(Downgraded::NotHeld(fields.ending()?)),
+        (Operation::Renew(asked), "renew") => {
+            let rows = fields.rows("a renewal", |row| match row.text("a word")?.as_str() {
+                "renewed" => Ok(Renewed::Renewed {
+                    deadline_ms: row.number("a deadline")?,
+                }),
+                "not_held" => Ok(Renewed::NotHeld(row.ending()?)),
+                other => Err(instead("renewed or not_held", &other)),
+            })?;
+            Reply::Renew(as_many(asked.len(), rows)?)
+        }
+        (Operation::Withdraw(op), "held" | "queued" | "absent") => {
+            let was = match word.as_str() {
+                "held" => WithdrawnFrom::Held,
+                "queued" => WithdrawnFrom::Queued,
+                _ => WithdrawnFrom::Absent,
+            };
+            let ahead = fields.number("a place in line")?;
+            let mut blame = Snapshot::default();
+            if op.blame {
+                blame.fence = fields.number("a fence")?;
+                blame.holders = fields.number("a count")?;
+                blame.waiters = fields.number("a count")?;
+                blame.holding = fields.rows("a holder", Fields::held_row)?;
+            }
+            Reply::Withdraw(Withdrawn { was, blame, ahead })
+        }
+        (Operation::Poll(asked), "poll") => {
+            let rows = fields.rows("a request's state", |row| match row.text("a word")?.as_str() {
+                "granted" => Ok(Polled::Granted(row.grant()?)),
+                "queued" => Ok(Polled::Queued {
+                    wake_ms: row.number("a time")?,
+                }),
+                "not_held" => Ok(Polled::NotHeld(row.ending()?)),
+                other => Err(instead("granted, queued or not_held", &other)),
+            })?;
+            Reply::Poll(as_many(asked.len(), rows)?)
+        }
+        (Operation::Revoke(_), "revoke") => Reply::Revoke(Revoking {
+            requests: fields.number("a count")?,
+            deadline_ms: fields.number("a deadline")?,
+        }),
+        (Operation::Inspect(_), "inspect") => Reply::Inspect(Snapshot {
+            fence: fields.number("a fence")?,
+            holders: fields.number("a count")?,
+            waiters: fields.number("a count")?,
+            holding: fields.rows("a holder", Fields::held_row)?,
+            waiting: fields.rows("a waiter", Fields::wait_row)?,
+        }),
+        _ => return Err(instead("a reply to this call", &word)),
+    };
+    fields.end(Answer { now_us, reply })
+}
+
+fn as_many<T>(asked: usize, rows: Vec<T>) -> Decoded<Vec<T>> {
+    if rows.len() == asked {
+        Ok(rows)
+    } else {
+        Err(instead(&format!("{asked} rows"), &rows.len()))
+    }
+}
+
+/// `granted <now_us> <request>,<fence>,<deadline_ms>,<depth> …` or `revoked <now_us> <request> …`.
+pub(super) fn decode_push(payload: &[u8]) -> Decoded<Push> {
+    let wanted = "a push";
+    let text = std::str::from_utf8(payload).map_err(|_| instead(wanted, &payload))?;
+    let fail = || instead(wanted, &text);
+    let mut words = text.split(' ');
+    let kind = words.next().ok_or_else(fail)?;
+    let now_us: u64 = words.next().and_then(|word| word.parse().ok()).ok_or_else(fail)?;
+    let push = match kind {
+        "granted" => Push::Granted {
+            now_us,
+            grants: words.map(pushed_grant).collect::<Option<_>>().ok_or_else(fail)?,
+        },
+        "revoked" => Push::Revoked {
+            requests: words.map(RequestId::from_wire).collect::<Option<_>>().ok_or_else(fail)?,
+        },
+        _ => return Err(fail()),
+    };
+    let empty = match &push {
+        Push::Granted { grants, .. } => grants.is_empty(),
+        Push::Revoked { requests } => requests.is_empty(),
+    };
+    if empty { Err(fail()) } else { Ok(push) }
+}
+
+fn pushed_grant(word: &str) -> Option<(RequestId, Grant)> {
+    let mut fields = word.split(',');
+    let request = RequestId::from_wire(fields.next()?)?;
+    let grant = Grant {
+        fence: fields.next()?.parse().ok()?,
+        deadline_ms: fields.next()?.parse().ok()?,
+        depth: fields.next()?.parse().ok()?,
+    };
+    fields.next().is_none().then_some((request, grant))
+}

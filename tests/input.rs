@@ -1,0 +1,163 @@
+//! Bad input: addresses, servers and keys that are not what they should be. Each is a clear error that says what to do.
+#![cfg(feature = "redis")]
+
+mod support;
+
+use std::time::Duration;
+
+use relatch::{Builder, Config, Error, Owner, Relatch};
+use support::{BOUND, FakeServer, RedisServer, free_port};
+
+async fn refused(url: &str) -> Error {
+    let builder = Relatch::builder().url(url).connect_timeout(Duration::from_millis(500));
+    tokio::time::timeout(BOUND, builder.connect())
+        .await
+        .expect("an answer within the bound")
+        .expect_err("no client")
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_parse_is_invalid() {
+    for url in [
+        "",
+        " ",
+        "127.0.0.1:6379",
+        "http://127.0.0.1/",
+        "redis://",
+        "redis://127.0.0.1:notaport",
+        "redis://127.0.0.1:6379/notanumber",
+        "redis://user:secret@127.0.0.1:99999",
+    ] {
+        let error = refused(url).await;
+        assert!(error.is_invalid(), "{url:?}: {error:?}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert!(error.to_string().contains("redis://"), "says what it takes: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unreachable() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let error = refused(&url).await;
+    assert!(error.is_unreachable(), "{error:?}");
+    assert!(error.to_string().contains("127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_unreachable_in_time() {
+    let fake = FakeServer::silent();
+    let error = refused(&fake.url()).await;
+    assert!(error.is_unreachable(), "{error:?}");
+}
+
+#[tokio::test]
+async fn something_that_is_no_redis_server_is_an_error() {
+    let fakes = [
+        FakeServer::garbage("HTTP/1.1 400 Bad Request\r\n\r\n"),
+        FakeServer::garbage(vec![0xff, 0x00, 0x13, 0x37]),
+        FakeServer::closing(),
+        FakeServer::replying(|_| b"+OK\r\n".to_vec()),
+        FakeServer::replying(|_| b"*3\r\n:1\r\n:2\r\n:3\r\n".to_vec()),
+    ];
+    for fake in fakes {
+        let error = refused(&fake.url()).await;
+        assert!(error.is_unreachable() || error.is_server(), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_says_so() {
+    let fake = FakeServer::replying(|words| match words[0].to_ascii_uppercase().as_str() {
+        "INFO" => b"$44\r\n# Server\r\nredis_version:6.0.9\r\nredis_mode:std\r\n\r\n".to_vec(),
+        "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
+        "PING" => b"+PONG\r\n".to_vec(),
+        _ => b"+OK\r\n".to_vec(),
+    });
+    let error = refused(&fake.url()).await;
+    assert!(error.is_server(), "{error:?}");
+    assert!(error.to_string().contains("6.0.9") && error.to_string().contains("6.2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_that_is_missing_or_wrong_says_so() {
+    let server = RedisServer::start_with(&["--requirepass", "sesame"]);
+    let error = refused(&server.url()).await;
+    assert!(error.is_server(), "{error:?}");
+    assert!(error.to_string().to_lowercase().contains("password"), "{error}");
+    let wrong = format!("redis://:opensesame@127.0.0.1:{}", server.port());
+    let error = refused(&wrong).await;
+    assert!(error.is_server(), "{error:?}");
+    assert!(!error.to_string().contains("opensesame"), "{error}");
+    let right = format!("redis://:sesame@127.0.0.1:{}/3", server.port());
+    let relatch = Relatch::connect(&right).await.unwrap();
+    assert!(!format!("{relatch:?} {:?}", Relatch::builder().url(&right)).contains("sesame"));
+    relatch.rwlock("it").unwrap().write().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_an_error_and_stays_as_it_is() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    server.cli(&["SET", "relatch:1:{mine}", "precious"]);
+    let lock = relatch.rwlock("mine").unwrap();
+    for error in [
+        lock.read().await.unwrap_err(),
+        lock.write().timeout(Duration::from_secs(1)).await.unwrap_err(),
+        lock.try_write().await.unwrap_err(),
+        relatch.inspect("mine").await.unwrap_err(),
+        relatch.revoke("mine").await.unwrap_err(),
+    ] {
+        assert!(error.is_server(), "{error:?}");
+        assert!(error.to_string().contains("relatch:1:{mine}"), "names the key: {error}");
+    }
+    assert_eq!(server.cli(&["GET", "relatch:1:{mine}"]), "precious");
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_a_forgotten_hold() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    server.cli(&["FLUSHALL"]);
+    let error = held.release().await.unwrap_err();
+    assert_eq!(error.lost_cause(), Some(relatch::LostCause::Forgotten), "{error}");
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used_are_invalid() {
+    let zero = Duration::ZERO;
+    for builder in [
+        Relatch::builder().lease(zero),
+        Relatch::builder().claim(zero),
+        Relatch::builder().lease(Duration::MAX),
+        Relatch::builder().patience(zero),
+        Relatch::builder().response_timeout(zero),
+        Relatch::builder().connect_timeout(zero),
+        Relatch::builder().idle_ping(zero),
+        Relatch::builder().fence_retention(Duration::MAX),
+    ] {
+        assert!(builder.clone().embedded().unwrap_err().is_invalid(), "{builder:?}");
+        let connecting = builder.url("redis://127.0.0.1:1").connect();
+        assert!(connecting.await.unwrap_err().is_invalid());
+    }
+}
+
+#[test]
+fn a_configuration_says_which_field_is_wrong() {
+    let error = serde_json::from_str::<Config>(r#"{ "leese": "10s" }"#).unwrap_err();
+    assert!(error.to_string().contains("leese"), "{error}");
+    assert!(serde_json::from_str::<Config>(r#"{ "lease": "soon" }"#).is_err());
+    let config: Config = serde_json::from_str(r#"{ "url": "redis://:secret@h", "lease": "10s" }"#).unwrap();
+    assert!(!format!("{:?}", Builder::from(config)).contains("secret"));
+}
+
+#[test]
+fn an_owner_reads_what_it_writes_and_nothing_else() {
+    let owner = Owner::new();
+    assert_eq!(owner.to_string().parse::<Owner>().unwrap(), owner);
+    let json = serde_json::to_string(&owner).unwrap();
+    assert_eq!(serde_json::from_str::<Owner>(&json).unwrap(), owner);
+    for text in ["", "me", "0", "\0", &"f".repeat(1000)] {
+        assert!(text.parse::<Owner>().unwrap_err().is_invalid(), "{text:?}");
+    }
+}
