@@ -67,8 +67,9 @@ async fn something_that_is_no_redis_server_is_an_error() {
 
 #[tokio::test]
 async fn a_server_that_is_too_old_says_so() {
-    let fake = FakeServer::replying(|words| match words[0].to_ascii_uppercase().as_str() {
-        "INFO" => b"$44\r\n# Server\r\nredis_version:6.0.9\r\nredis_mode:std\r\n\r\n".to_vec(),
+    let info = "# Server\r\nredis_version:6.0.9\r\nredis_mode:standalone\r\n";
+    let fake = FakeServer::replying(move |words| match words[0].to_ascii_uppercase().as_str() {
+        "INFO" => format!("${}\r\n{info}\r\n", info.len()).into_bytes(),
         "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
         "PING" => b"+PONG\r\n".to_vec(),
         _ => b"+OK\r\n".to_vec(),
