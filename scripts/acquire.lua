@@ -82,7 +82,7 @@ do
   end
 end
 
-local M = machine(stored, { OWNER }, false)
+local M = machine(now_us, stored, { OWNER }, false)
 
 local function reply(...)
   M.flush()

@@ -18,6 +18,7 @@
 local REQUEST, OWNER, FENCE, TO = ARGV[7], ARGV[8], tonumber(ARGV[9]), string.sub(ARGV[10], 1, 1)
 
 local M = machine(
+  now_us,
   redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER),
   { OWNER },
   true
@@ -27,7 +28,7 @@ local g = M.granted(OWNER, REQUEST)
 local reply
 if g and not g.revoked then
   if M.RANKS[TO] < M.RANKS[g.mode] then
-    M.replace(M.hold_of(OWNER), g, { letter = TO, deadline = g.deadline })
+    M.replace(M.hold_of(OWNER), g, TO, g.deadline)
     g.mode = TO
   end
   write_ended = M.settle_owner(OWNER) or write_ended

@@ -14,7 +14,7 @@
 --   only whoever can enter as a lease has lapsed.
 local LIMIT = tonumber(ARGV[7])
 
-local M = machine(redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
+local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
 M.advance(M.lapse())
 local fence, holders, waiters, held = M.snapshot(LIMIT)
 local waits = {}

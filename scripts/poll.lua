@@ -25,6 +25,7 @@ for i = 7, #ARGV, 2 do
 end
 
 local M = machine(
+  now_us,
   redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', unpack(fields)),
   owners,
   true

@@ -27,6 +27,7 @@
 --
 -- Cost. A script costs its calls, and in Lua 5.1 also every function it *makes* (ten cost as much as two calls). So the
 -- uncontended case is told straight out at the top of a script, and everything else is inside `machine`, made only when needed.
+-- Capturing a local of the function around it is what makes a function dear, so there the functions are fields of `M`.
 --
 -- Order of effects. A step reads, decides in locals, and writes in `flush`: first what may be refused (a key of another type, no
 -- memory left), HASH last, so that a refused step has changed nothing. Messages are sent after the grants they tell of are written.
@@ -44,23 +45,24 @@ local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 --   4 retention_ms  how long the fence outlives the last hold, at least
 --   5 trust     1 when the count that PUBLISH answers is the truth; 0 where it is not, and every message counts as heard
 --   6 channel   what a client's id is appended to
-local CALL, CLAIM, MARK, RETENTION = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local TRUST, CHANNEL = ARGV[5] == '1', ARGV[6]
+local CALL, RETENTION = ARGV[1], tonumber(ARGV[4])
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = (now_us - now_us % 1000) / 1000
 
+-- Binds KEYS and ARGV anew: a function that captures nothing costs next to nothing where it isn't called.
 -- `stored` is what HASH has: fence, top, readers, due, waiting, gc, marks, ticket, and then the holds of `owners`.
 -- `gives`: this step gives back or keeps what is held, and must not fail for want of memory.
-local function machine(stored, owners, gives)
+local function machine(now_us, stored, owners, gives)
+  local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+  local CLAIM, MARK, RETENTION = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+  local TRUST, CHANNEL = ARGV[5] == '1', ARGV[6]
+  local now = (now_us - now_us % 1000) / 1000
   local call, pcall = redis.call, redis.pcall
   local find, sub, match, gmatch, format = string.find, string.sub, string.match, string.gmatch, string.format
   local huge, max, min, floor = math.huge, math.max, math.min, math.floor
-  local BAND = 2251799813685248
   local ENDINGS = { [0] = 'lapsed', [1] = 'revoked', [2] = 'withdrawn' }
-  local WORDS = { r = 'read', u = 'upgradable', w = 'write' }
-  local RANKS = { r = 1, u = 2, w = 3 }
   local CHUNK = 4000 -- arguments a call; unpack takes some 8000
 
   local M = {
@@ -72,6 +74,9 @@ local function machine(stored, owners, gives)
     marks = tonumber(stored[7]) or 0,
     ticket = tonumber(stored[8]) or 0,
     reach = 0, -- the latest deadline set in this step
+    WORDS = { r = 'read', u = 'upgradable', w = 'write' },
+    RANKS = { r = 1, u = 2, w = 3 },
+    BAND = 2251799813685248,
   }
   if stored[2] then
     local mode, owner, due = match(stored[2], '^(%l),([^,]+),(%d+)$')
@@ -93,821 +98,835 @@ local function machine(stored, owners, gives)
   local changed = {} -- fields of WAITERS to be written
   local marked = {} -- by request: a new score in MARKS
   local typed = { [HASH] = true } -- the keys whose types are known to be right
+  local written = false -- has this script written yet?
 
-  local function text(number)
-    return format('%.0f', number)
-  end
-
-  -- Wide reads -------------------------------------------------------------------------------------------------
-
-  local function hmget(key, fields)
-    typed[key] = true
-    if #fields <= CHUNK then
-      return call('HMGET', key, unpack(fields))
+  -- Captured here once, so that each function below takes them over for next to nothing.
+  local function make()
+    function M.text(number)
+      return format('%.0f', number)
     end
-    local all = {}
-    for at = 1, #fields, CHUNK do
-      local last = min(at + CHUNK - 1, #fields)
-      local some = call('HMGET', key, unpack(fields, at, last))
-      for i = 1, last - at + 1 do
-        all[at + i - 1] = some[i]
+
+    -- Wide reads -------------------------------------------------------------------------------------------------
+
+    function M.hmget(key, fields)
+      typed[key] = true
+      if #fields <= CHUNK then
+        return call('HMGET', key, unpack(fields))
+      end
+      local all = {}
+      for at = 1, #fields, CHUNK do
+        local last = min(at + CHUNK - 1, #fields)
+        local some = call('HMGET', key, unpack(fields, at, last))
+        for i = 1, last - at + 1 do
+          all[at + i - 1] = some[i]
+        end
+      end
+      return all
+    end
+
+    -- Holds ------------------------------------------------------------------------------------------------------
+
+    function M.keep_hold(owner, stored_text)
+      local hold = { r = 0, u = 0, w = 0, due = huge, list = '', stored = false }
+      if stored_text then
+        local r, u, w, due, past = match(stored_text, '^(%d+),(%d+),(%d+),(%d+)()')
+        hold.r, hold.u, hold.w, hold.due = tonumber(r), tonumber(u), tonumber(w), tonumber(due)
+        hold.list, hold.stored = sub(stored_text, past), true
+        hold.reads = hold.r > 0 and hold.u == 0 and hold.w == 0
+        hold.score = hold.due
+      end
+      holds[owner] = hold
+      return hold
+    end
+
+    function M.load_holds(of)
+      local fields, missing = {}, {}
+      for _, owner in ipairs(of) do
+        if not holds[owner] then
+          -- Who is neither on top nor among the readers holds nothing.
+          if had_readers or had_top == owner then
+            missing[#missing + 1], fields[#fields + 1] = owner, '@' .. owner
+          else
+            M.keep_hold(owner, false)
+          end
+        end
+      end
+      if #fields > 0 then
+        local found = M.hmget(HASH, fields)
+        for i, owner in ipairs(missing) do
+          M.keep_hold(owner, found[i])
+        end
       end
     end
-    return all
-  end
 
-  -- Holds ------------------------------------------------------------------------------------------------------
-
-  local function keep_hold(owner, stored_text)
-    local hold = { r = 0, u = 0, w = 0, due = huge, list = '', stored = false }
-    if stored_text then
-      local r, u, w, due, past = match(stored_text, '^(%d+),(%d+),(%d+),(%d+)()')
-      hold.r, hold.u, hold.w, hold.due = tonumber(r), tonumber(u), tonumber(w), tonumber(due)
-      hold.list, hold.stored = sub(stored_text, past), true
-      hold.reads = hold.r > 0 and hold.u == 0 and hold.w == 0
-      hold.score = hold.due
-    end
-    holds[owner] = hold
-    return hold
-  end
-
-  local function load_holds(of)
-    local fields, missing = {}, {}
-    for _, owner in ipairs(of) do
+    function M.hold_of(owner)
       if not holds[owner] then
-        -- Who is neither on top nor among the readers holds nothing.
-        if had_readers or had_top == owner then
-          missing[#missing + 1], fields[#fields + 1] = owner, '@' .. owner
-        else
-          keep_hold(owner, false)
-        end
+        M.load_holds({ owner })
       end
+      return holds[owner]
     end
-    if #fields > 0 then
-      local found = hmget(HASH, fields)
-      for i, owner in ipairs(missing) do
-        keep_hold(owner, found[i])
+
+    function M.strongest(hold)
+      return hold.w > 0 and 'w' or hold.u > 0 and 'u' or hold.r > 0 and 'r' or nil
+    end
+
+    function M.granted(owner, request)
+      local list = M.hold_of(owner).list
+      local at = find(list, '|' .. request .. ',', 1, true)
+      if not at then
+        return nil
       end
-    end
-  end
-
-  local function hold_of(owner)
-    if not holds[owner] then
-      load_holds({ owner })
-    end
-    return holds[owner]
-  end
-
-  local function strongest(hold)
-    return hold.w > 0 and 'w' or hold.u > 0 and 'u' or hold.r > 0 and 'r' or nil
-  end
-
-  local function granted(owner, request)
-    local list = hold_of(owner).list
-    local at = find(list, '|' .. request .. ',', 1, true)
-    if not at then
-      return nil
-    end
-    local letter, label, deadline, since, past = match(list, '^|[^,]+,(%a)(%+?),(%d+),(%d+)()', at)
-    local mode = string.lower(letter)
-    return {
-      request = request, letter = letter, mode = mode, revoked = letter ~= mode, label = label,
-      deadline = tonumber(deadline), since = tonumber(since), at = at, past = past,
-    }
-  end
-
-  -- Puts a granted request in the place where it was, or, with nil, takes it out.
-  local function replace(hold, g, changed_to)
-    local put = ''
-    if changed_to then
-      put = '|' .. g.request .. ',' .. changed_to.letter .. g.label .. ',' .. text(changed_to.deadline) .. ',' .. text(g.since)
-      hold[changed_to.mode] = hold[changed_to.mode] + 1
-    elseif g.label ~= '' then
-      labels[g.request] = false
-    end
-    hold[g.mode] = hold[g.mode] - 1
-    hold.list = sub(hold.list, 1, g.at - 1) .. put .. sub(hold.list, g.past)
-    if g.deadline == hold.due then
-      hold.due = nil -- settle_owner looks for the earliest again
-    end
-  end
-
-  -- Puts an owner where its strongest mode belongs. Tells whether a write phase ended.
-  local function settle_owner(owner)
-    local hold = holds[owner]
-    local was_writing = M.top_owner == owner and M.top_mode == 'w'
-    if not hold.due then
-      hold.due = huge
-      for deadline in gmatch(hold.list, '|[^,]+,[^,]+,(%d+)') do
-        hold.due = min(hold.due, tonumber(deadline))
-      end
-    end
-    if M.top_owner == owner then
-      M.top_owner, M.top_mode, M.top_due = nil, nil, nil
-    end
-    local mode = strongest(hold)
-    if mode == 'r' then
-      if not hold.reads then
-        M.readers = M.readers + 1
-      end
-      if not hold.reads or hold.score ~= hold.due then
-        reads[owner] = hold.due
-        M.due = min(M.due or huge, hold.due)
-      end
-    else
-      if hold.reads then
-        M.readers = M.readers - 1
-        reads[owner] = false
-      end
-      if mode then
-        M.top_owner, M.top_mode, M.top_due = owner, mode, hold.due
-      end
-    end
-    if M.readers == 0 then
-      M.due = nil
-    end
-    hold.reads, hold.score, hold.dirty = mode == 'r', hold.due, true
-    return was_writing and not (M.top_owner == owner and M.top_mode == 'w')
-  end
-
-  local function drop_granted(owner, g)
-    replace(hold_of(owner), g, nil)
-    return settle_owner(owner)
-  end
-
-  -- Does nobody but this owner hold?
-  local function alone(owner)
-    return (not M.top_owner or M.top_owner == owner) and M.readers == (hold_of(owner).reads and 1 or 0)
-  end
-
-  -- What a granted request has: fence, deadline_ms, depth.
-  local function grant_of(owner, g)
-    return M.fence, g.deadline, hold_of(owner)[g.mode]
-  end
-
-  -- Marks ------------------------------------------------------------------------------------------------------
-
-  local function mark(request, ending)
-    local till = now + MARK
-    marked[request] = till + ending / 4
-    M.marks = max(M.marks, till)
-    M.reach = max(M.reach, till)
-  end
-
-  -- Why this server knows of no such grant.
-  local function ending(request, fence)
-    local score = marked[request]
-    if not score and M.marks > now then
-      typed[MARKS] = true
-      score = tonumber(call('ZSCORE', MARKS, request))
-    end
-    if score and floor(score) > now then
-      return ENDINGS[(score - floor(score)) * 4]
-    end
-    return M.fence < fence and 'forgotten' or 'unknown'
-  end
-
-  -- Writing ----------------------------------------------------------------------------------------------------
-
-  local written = false
-
-  local function write(...)
-    if written or not gives then
-      written = true
-      return call(...)
-    end
-    written = true
-    local reply = pcall(...)
-    if type(reply) == 'table' and reply.err then
-      -- Out of memory is asked about only until a script has written: so write nothing, then again.
-      call('HDEL', HASH, '')
-      return call(...)
-    end
-    return reply
-  end
-
-  local function wide(command, key, args)
-    local sum = 0
-    for at = 1, #args, CHUNK do
-      sum = sum + write(command, key, unpack(args, at, min(at + CHUNK - 1, #args)))
-    end
-    return sum
-  end
-
-  local function flush()
-    local into_marks, into_reads, from_reads, into_queue, from_queue = {}, {}, {}, {}, {}
-    for request, score in pairs(marked) do
-      into_marks[#into_marks + 1] = format('%.2f', score)
-      into_marks[#into_marks + 1] = request
-    end
-    for owner, score in pairs(reads) do
-      if score then
-        into_reads[#into_reads + 1] = text(score)
-        into_reads[#into_reads + 1] = owner
-      else
-        from_reads[#from_reads + 1] = owner
-      end
-    end
-    for member, score in pairs(queue) do
-      if score then
-        into_queue[#into_queue + 1] = text(score)
-        into_queue[#into_queue + 1] = member
-      else
-        from_queue[#from_queue + 1] = member
-      end
-    end
-    local into_waiters, from_waiters = {}, {}
-    for field in pairs(changed) do
-      local value
-      if sub(field, 1, 1) == '@' then
-        value = asked[sub(field, 2)]
-        value = value ~= '' and value
-      else
-        local w = waiters[field]
-        value = w
-          and w.owner .. ',' .. w.band .. ',' .. text(w.ticket) .. ',' .. text(w.lease) .. ',' .. text(w.till) .. ',' .. w.upgrade_of .. ',' .. w.label
-      end
-      if value then
-        into_waiters[#into_waiters + 1] = field
-        into_waiters[#into_waiters + 1] = value
-      else
-        from_waiters[#from_waiters + 1] = field
-      end
+      local letter, label, deadline, since, past = match(list, '^|[^,]+,(%a)(%+?),(%d+),(%d+)()', at)
+      local mode = string.lower(letter)
+      return {
+        request = request, letter = letter, mode = mode, revoked = letter ~= mode, label = label,
+        deadline = tonumber(deadline), since = tonumber(since), at = at, past = past,
+      }
     end
 
-    -- The first write may find a wrong type by itself; before that of a later one it must be known.
-    local first = true
-    for _, touched in ipairs({
-      { MARKS, #into_marks, 'ZCARD' },
-      { READERS, #into_reads + #from_reads, 'ZCARD' },
-      { QUEUE, #into_queue + #from_queue, 'ZCARD' },
-      { WAITERS, #into_waiters + #from_waiters, 'HLEN' },
-    }) do
-      local key = touched[1]
-      if touched[2] > 0 then
-        if not first and not typed[key] then
-          call(touched[3], key)
-        end
-        first, typed[key] = false, true
-      end
-    end
-
-    local pushed = M.reach > 0 and M.reach + RETENTION > M.gc
-    if pushed then
-      M.gc = M.reach + RETENTION + floor(RETENTION / 2)
-    end
-    local till = text(M.gc - 1)
-
-    -- In each key what comes goes in before what leaves: a key that was never empty keeps its TTL.
-    if #into_marks > 0 then
-      write('ZREMRANGEBYSCORE', MARKS, '-inf', '(' .. text(now + 1))
-      wide('ZADD', MARKS, into_marks)
-      marked = {}
-    end
-    if #into_reads > 0 then
-      wide('ZADD', READERS, into_reads)
-    end
-    if #from_reads > 0 then
-      wide('ZREM', READERS, from_reads)
-    end
-    local had_waiting = was.waiting
-    if #into_queue > 0 then
-      wide('ZADD', QUEUE, into_queue)
-    end
-    if #from_queue > 0 then
-      M.waiting = max(0, (tonumber(was.waiting) or 0) - wide('ZREM', QUEUE, from_queue))
-    end
-    if #into_queue > 0 then
-      M.waiting = call('ZCARD', QUEUE)
-    end
-    if #into_waiters > 0 then
-      wide('HSET', WAITERS, into_waiters)
-    end
-    if #from_waiters > 0 then
-      wide('HDEL', WAITERS, from_waiters)
-    end
-    if #into_queue + #from_queue > 0 then
-      queue, line = {}, nil
-    end
-    changed = {}
-
-    local into, from = {}, {}
-    for owner, hold in pairs(holds) do
-      if hold.dirty then
-        hold.dirty = false
-        if hold.list ~= '' then
-          into[#into + 1] = '@' .. owner
-          into[#into + 1] = hold.r .. ',' .. hold.u .. ',' .. hold.w .. ',' .. text(hold.due) .. hold.list
-          hold.stored = true
-        elseif hold.stored then
-          from[#from + 1] = '@' .. owner
-          hold.stored = false
-        end
-      end
-    end
-    for request, label in pairs(labels) do
-      if label then
-        into[#into + 1] = '#' .. request
-        into[#into + 1] = label
-      else
-        from[#from + 1] = '#' .. request
-      end
-    end
-    local readers_made = not was.readers
-    local is = {
-      fence = M.fence > 0 and text(M.fence),
-      top = M.top_owner and M.top_mode .. ',' .. M.top_owner .. ',' .. text(M.top_due),
-      readers = M.readers > 0 and text(M.readers),
-      due = M.due and text(M.due),
-      waiting = M.waiting > 0 and text(M.waiting),
-      gc = M.gc > 0 and text(M.gc),
-      marks = M.marks > 0 and text(M.marks),
-      ticket = M.ticket > 0 and text(M.ticket),
-    }
-    for field, before in pairs(was) do
-      if before and not is[field] then
-        from[#from + 1] = field
-      end
-    end
-    for field, value in pairs(is) do
-      if value and value ~= was[field] then
-        into[#into + 1] = field
-        into[#into + 1] = value
-      end
-    end
-    was = is
-    if #into > 0 then
-      wide('HSET', HASH, into)
-    end
-    if #from > 0 then
-      wide('HDEL', HASH, from)
-    end
-
-    if pushed then
-      call('PEXPIREAT', HASH, text(M.gc))
-    end
-    if M.marks > now and (pushed or #into_marks > 0) then
-      call('PEXPIREAT', MARKS, till)
-    end
-    if M.readers > 0 and (pushed or (readers_made and #into_reads > 0)) then
-      call('PEXPIREAT', READERS, till)
-    end
-    if M.waiting > 0 and (pushed or (not had_waiting and #into_queue > 0)) then
-      call('PEXPIREAT', QUEUE, till)
-      call('PEXPIREAT', WAITERS, till)
-    end
-    reads, labels = {}, {}
-  end
-
-  -- Time -------------------------------------------------------------------------------------------------------
-
-  local function lapse_owner(owner)
-    local hold, kept = hold_of(owner), {}
-    if hold.list == '' then
-      -- READERS knows an owner that HASH does not: somebody deleted a key.
-      reads[owner], M.readers = false, M.readers - 1
-      return false
-    end
-    for all, request, letter, label, deadline in gmatch(hold.list, '(|([^,]+),(%a)(%+?),(%d+),%d+)') do
-      if tonumber(deadline) <= now then
+    -- Writes a granted request anew, in its place; without a letter takes it out.
+    function M.replace(hold, g, letter, deadline, request)
+      local put = ''
+      if letter then
         local mode = string.lower(letter)
-        -- One that was being taken away was taken away, even if its holder never answered.
-        mark(request, letter == mode and 0 or 1)
-        hold[mode] = hold[mode] - 1
-        if label ~= '' then
-          labels[request] = false
+        put = format('|%s,%s%s,%.0f,%.0f', request or g.request, letter, g.label, deadline, g.since)
+        hold[mode] = hold[mode] + 1
+      elseif g.label ~= '' then
+        labels[g.request] = false
+      end
+      hold[g.mode] = hold[g.mode] - 1
+      hold.list = sub(hold.list, 1, g.at - 1) .. put .. sub(hold.list, g.past)
+      if g.deadline == hold.due then
+        hold.due = nil -- settle_owner looks for the earliest again
+      end
+    end
+
+    -- Puts an owner where its strongest mode belongs. Tells whether a write phase ended.
+    function M.settle_owner(owner)
+      local hold = holds[owner]
+      local was_writing = M.top_owner == owner and M.top_mode == 'w'
+      if not hold.due then
+        hold.due = huge
+        for deadline in gmatch(hold.list, '|[^,]+,[^,]+,(%d+)') do
+          hold.due = min(hold.due, tonumber(deadline))
+        end
+      end
+      if M.top_owner == owner then
+        M.top_owner, M.top_mode, M.top_due = nil, nil, nil
+      end
+      local mode = M.strongest(hold)
+      if mode == 'r' then
+        if not hold.reads then
+          M.readers = M.readers + 1
+        end
+        if not hold.reads or hold.score ~= hold.due then
+          reads[owner] = hold.due
+          M.due = min(M.due or huge, hold.due)
         end
       else
-        kept[#kept + 1] = all
+        if hold.reads then
+          M.readers = M.readers - 1
+          reads[owner] = false
+        end
+        if mode then
+          M.top_owner, M.top_mode, M.top_due = owner, mode, hold.due
+        end
+      end
+      if M.readers == 0 then
+        M.due = nil
+      end
+      hold.reads, hold.score, hold.dirty = mode == 'r', hold.due, true
+      return was_writing and not (M.top_owner == owner and M.top_mode == 'w')
+    end
+
+    function M.drop_granted(owner, g)
+      M.replace(M.hold_of(owner), g)
+      return M.settle_owner(owner)
+    end
+
+    function M.label_of(g)
+      return g.label ~= '' and (labels[g.request] or call('HGET', HASH, '#' .. g.request)) or nil
+    end
+
+    -- An upgrade that its caller no longer waits for becomes the upgradable request again that it was.
+    function M.undo_upgrade(owner, g, from)
+      local label = M.label_of(g)
+      if label then
+        labels[g.request], labels[from] = false, label
+      end
+      M.replace(M.hold_of(owner), g, g.mode ~= 'w' and g.letter or g.revoked and 'U' or 'u', g.deadline, from)
+      return M.settle_owner(owner)
+    end
+
+    -- Does nobody but this owner hold?
+    function M.alone(owner)
+      return (not M.top_owner or M.top_owner == owner) and M.readers == (M.hold_of(owner).reads and 1 or 0)
+    end
+
+    -- What a granted request has: fence, deadline_ms, depth.
+    function M.grant_of(owner, g)
+      return M.fence, g.deadline, M.hold_of(owner)[g.mode]
+    end
+
+    -- Marks ------------------------------------------------------------------------------------------------------
+
+    function M.mark(request, ending)
+      local till = now + MARK
+      marked[request] = till + ending / 4
+      M.marks = max(M.marks, till)
+      M.reach = max(M.reach, till)
+    end
+
+    -- Why this server knows of no such grant.
+    function M.ending(request, fence)
+      local score = marked[request]
+      if not score and M.marks > now then
+        typed[MARKS] = true
+        score = tonumber(call('ZSCORE', MARKS, request))
+      end
+      if score and floor(score) > now then
+        return ENDINGS[(score - floor(score)) * 4]
+      end
+      return M.fence < fence and 'forgotten' or 'unknown'
+    end
+
+    -- Writing ----------------------------------------------------------------------------------------------------
+
+
+    function M.write(...)
+      if written or not gives then
+        written = true
+        return call(...)
+      end
+      written = true
+      local reply = pcall(...)
+      if type(reply) == 'table' and reply.err then
+        -- Out of memory is asked about only until a script has written: so write nothing, then again.
+        call('HDEL', HASH, '')
+        return call(...)
+      end
+      return reply
+    end
+
+    function M.wide(command, key, args)
+      local sum = 0
+      for at = 1, #args, CHUNK do
+        sum = sum + M.write(command, key, unpack(args, at, min(at + CHUNK - 1, #args)))
+      end
+      return sum
+    end
+
+    function M.flush()
+      local into_marks, into_reads, from_reads, into_queue, from_queue = {}, {}, {}, {}, {}
+      for request, score in pairs(marked) do
+        into_marks[#into_marks + 1] = format('%.2f', score)
+        into_marks[#into_marks + 1] = request
+      end
+      for owner, score in pairs(reads) do
+        if score then
+          into_reads[#into_reads + 1] = M.text(score)
+          into_reads[#into_reads + 1] = owner
+        else
+          from_reads[#from_reads + 1] = owner
+        end
+      end
+      for member, score in pairs(queue) do
+        if score then
+          into_queue[#into_queue + 1] = M.text(score)
+          into_queue[#into_queue + 1] = member
+        else
+          from_queue[#from_queue + 1] = member
+        end
+      end
+      local into_waiters, from_waiters = {}, {}
+      for field in pairs(changed) do
+        local value
+        if sub(field, 1, 1) == '@' then
+          value = asked[sub(field, 2)]
+          value = value ~= '' and value
+        else
+          local w = waiters[field]
+          value = w
+            and w.owner .. ',' .. w.band .. ',' .. M.text(w.ticket) .. ',' .. M.text(w.lease) .. ',' .. M.text(w.till) .. ',' .. w.upgrade_of .. ',' .. w.label
+        end
+        if value then
+          into_waiters[#into_waiters + 1] = field
+          into_waiters[#into_waiters + 1] = value
+        else
+          from_waiters[#from_waiters + 1] = field
+        end
+      end
+
+      -- The first write may find a wrong type by itself; before that of a later one it must be known.
+      local first = true
+      for _, touched in ipairs({
+        { MARKS, #into_marks, 'ZCARD' },
+        { READERS, #into_reads + #from_reads, 'ZCARD' },
+        { QUEUE, #into_queue + #from_queue, 'ZCARD' },
+        { WAITERS, #into_waiters + #from_waiters, 'HLEN' },
+      }) do
+        local key = touched[1]
+        if touched[2] > 0 then
+          if not first and not typed[key] then
+            call(touched[3], key)
+          end
+          first, typed[key] = false, true
+        end
+      end
+
+      local pushed = M.reach > 0 and M.reach + RETENTION > M.gc
+      if pushed then
+        M.gc = M.reach + RETENTION + floor(RETENTION / 2)
+      end
+      local till = M.text(M.gc - 1)
+
+      -- In each key what comes goes in before what leaves: a key that was never empty keeps its TTL.
+      if #into_marks > 0 then
+        M.write('ZREMRANGEBYSCORE', MARKS, '-inf', '(' .. M.text(now + 1))
+        M.wide('ZADD', MARKS, into_marks)
+        marked = {}
+      end
+      if #into_reads > 0 then
+        M.wide('ZADD', READERS, into_reads)
+      end
+      if #from_reads > 0 then
+        M.wide('ZREM', READERS, from_reads)
+      end
+      local had_waiting = was.waiting
+      if #into_queue > 0 then
+        M.wide('ZADD', QUEUE, into_queue)
+      end
+      if #from_queue > 0 then
+        M.waiting = max(0, (tonumber(was.waiting) or 0) - M.wide('ZREM', QUEUE, from_queue))
+      end
+      if #into_queue > 0 then
+        M.waiting = call('ZCARD', QUEUE)
+      end
+      if #into_waiters > 0 then
+        M.wide('HSET', WAITERS, into_waiters)
+      end
+      if #from_waiters > 0 then
+        M.wide('HDEL', WAITERS, from_waiters)
+      end
+      if #into_queue + #from_queue > 0 then
+        queue, line = {}, nil
+      end
+      changed = {}
+
+      local into, from = {}, {}
+      for owner, hold in pairs(holds) do
+        if hold.dirty then
+          hold.dirty = false
+          if hold.list ~= '' then
+            into[#into + 1] = '@' .. owner
+            into[#into + 1] = hold.r .. ',' .. hold.u .. ',' .. hold.w .. ',' .. M.text(hold.due) .. hold.list
+            hold.stored = true
+          elseif hold.stored then
+            from[#from + 1] = '@' .. owner
+            hold.stored = false
+          end
+        end
+      end
+      for request, label in pairs(labels) do
+        if label then
+          into[#into + 1] = '#' .. request
+          into[#into + 1] = label
+        else
+          from[#from + 1] = '#' .. request
+        end
+      end
+      local readers_made = not was.readers
+      local is = {
+        fence = M.fence > 0 and M.text(M.fence),
+        top = M.top_owner and M.top_mode .. ',' .. M.top_owner .. ',' .. M.text(M.top_due),
+        readers = M.readers > 0 and M.text(M.readers),
+        due = M.due and M.text(M.due),
+        waiting = M.waiting > 0 and M.text(M.waiting),
+        gc = M.gc > 0 and M.text(M.gc),
+        marks = M.marks > 0 and M.text(M.marks),
+        ticket = M.ticket > 0 and M.text(M.ticket),
+      }
+      for field, before in pairs(was) do
+        if before and not is[field] then
+          from[#from + 1] = field
+        end
+      end
+      for field, value in pairs(is) do
+        if value and value ~= was[field] then
+          into[#into + 1] = field
+          into[#into + 1] = value
+        end
+      end
+      was = is
+      if #into > 0 then
+        M.wide('HSET', HASH, into)
+      end
+      if #from > 0 then
+        M.wide('HDEL', HASH, from)
+      end
+
+      if pushed then
+        call('PEXPIREAT', HASH, M.text(M.gc))
+      end
+      if M.marks > now and (pushed or #into_marks > 0) then
+        call('PEXPIREAT', MARKS, till)
+      end
+      if M.readers > 0 and (pushed or (readers_made and #into_reads > 0)) then
+        call('PEXPIREAT', READERS, till)
+      end
+      if M.waiting > 0 and (pushed or (not had_waiting and #into_queue > 0)) then
+        call('PEXPIREAT', QUEUE, till)
+        call('PEXPIREAT', WAITERS, till)
+      end
+      reads, labels = {}, {}
+    end
+
+    -- Time -------------------------------------------------------------------------------------------------------
+
+    function M.lapse_owner(owner)
+      local hold, kept = M.hold_of(owner), {}
+      if hold.list == '' then
+        -- READERS knows an owner that HASH does not: somebody deleted a key.
+        reads[owner], M.readers = false, M.readers - 1
+        return false
+      end
+      for all, request, letter, label, deadline in gmatch(hold.list, '(|([^,]+),(%a)(%+?),(%d+),%d+)') do
+        if tonumber(deadline) <= now then
+          local mode = string.lower(letter)
+          -- One that was being taken away was taken away, even if its holder never answered.
+          M.mark(request, letter == mode and 0 or 1)
+          hold[mode] = hold[mode] - 1
+          if label ~= '' then
+            labels[request] = false
+          end
+        else
+          kept[#kept + 1] = all
+        end
+      end
+      hold.list, hold.due = table.concat(kept), nil
+      return M.settle_owner(owner)
+    end
+
+    -- Drops every granted request whose lease has run out. Tells whether a write phase ended by it.
+    function M.lapse()
+      local late = M.due and M.due <= now
+      local write_ended = false
+      if late then
+        typed[READERS] = true
+        M.readers = call('ZCARD', READERS)
+      end
+      if M.top_owner and M.top_due <= now then
+        write_ended = M.lapse_owner(M.top_owner)
+      end
+      if late then
+        local gone = call('ZRANGEBYSCORE', READERS, '-inf', M.text(now))
+        M.load_holds(gone)
+        for _, owner in ipairs(gone) do
+          M.lapse_owner(owner)
+        end
+        local next_due = call('ZRANGEBYSCORE', READERS, '(' .. M.text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+        M.due = tonumber(next_due) or huge
+        for _, score in pairs(reads) do
+          M.due = min(M.due, score or huge)
+        end
+        if M.readers <= 0 then
+          M.readers, M.due = 0, nil
+        end
+      end
+      return write_ended
+    end
+
+    -- The line ---------------------------------------------------------------------------------------------------
+
+    function M.parse_waiter(request, record)
+      if not record then
+        waiters[request] = false
+        return
+      end
+      local owner, band, ticket, lease, till, upgrade_of, label = match(record, '^([^,]+),(%-?%d),(%d+),(%d+),(%d+),([^,]*),(.*)$')
+      band = tonumber(band)
+      waiters[request] = {
+        request = request, owner = owner, band = band, mode = band == 2 and 'r' or band == 1 and 'u' or 'w',
+        ticket = tonumber(ticket), lease = tonumber(lease), till = tonumber(till), upgrade_of = upgrade_of, label = label,
+      }
+    end
+
+    -- Reads what these requests asked for, and what else these owners wait for.
+    function M.load_waiters(requests, of)
+      local fields, missing, lists = {}, {}, {}
+      for _, request in ipairs(requests) do
+        if waiters[request] == nil then
+          missing[#missing + 1], fields[#fields + 1] = request, request
+        end
+      end
+      for _, owner in ipairs(of) do
+        if not asked[owner] then
+          lists[#lists + 1], fields[#fields + 1] = owner, '@' .. owner
+        end
+      end
+      if #fields > 0 then
+        local found = M.hmget(WAITERS, fields)
+        for i, request in ipairs(missing) do
+          M.parse_waiter(request, found[i])
+        end
+        for i, owner in ipairs(lists) do
+          asked[owner] = found[#missing + i] or ''
+        end
       end
     end
-    hold.list, hold.due = table.concat(kept), nil
-    return settle_owner(owner)
-  end
 
-  -- Drops every granted request whose lease has run out. Tells whether a write phase ended by it.
-  local function lapse()
-    local late = M.due and M.due <= now
-    local write_ended = false
-    if late then
-      typed[READERS] = true
-      M.readers = call('ZCARD', READERS)
-    end
-    if M.top_owner and M.top_due <= now then
-      write_ended = lapse_owner(M.top_owner)
-    end
-    if late then
-      local gone = call('ZRANGEBYSCORE', READERS, '-inf', text(now))
-      load_holds(gone)
-      for _, owner in ipairs(gone) do
-        lapse_owner(owner)
-      end
-      local next_due = call('ZRANGEBYSCORE', READERS, '(' .. text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-      M.due = tonumber(next_due) or huge
-      for _, score in pairs(reads) do
-        M.due = min(M.due, score or huge)
-      end
-      if M.readers <= 0 then
-        M.readers, M.due = 0, nil
-      end
-    end
-    return write_ended
-  end
-
-  -- The line ---------------------------------------------------------------------------------------------------
-
-  local function parse_waiter(request, record)
-    if not record then
-      waiters[request] = false
-      return
-    end
-    local owner, band, ticket, lease, till, upgrade_of, label = match(record, '^([^,]+),(%-?%d),(%d+),(%d+),(%d+),([^,]*),(.*)$')
-    band = tonumber(band)
-    waiters[request] = {
-      request = request, owner = owner, band = band, mode = band == 2 and 'r' or band == 1 and 'u' or 'w',
-      ticket = tonumber(ticket), lease = tonumber(lease), till = tonumber(till), upgrade_of = upgrade_of, label = label,
-    }
-  end
-
-  -- Reads what these requests asked for, and what else these owners wait for.
-  local function load_waiters(requests, of)
-    local fields, missing, lists = {}, {}, {}
-    for _, request in ipairs(requests) do
+    function M.waiter_of(request)
       if waiters[request] == nil then
-        missing[#missing + 1], fields[#fields + 1] = request, request
+        M.load_waiters({ request }, {})
       end
+      return waiters[request]
     end
-    for _, owner in ipairs(of) do
-      if not asked[owner] then
-        lists[#lists + 1], fields[#fields + 1] = owner, '@' .. owner
-      end
-    end
-    if #fields > 0 then
-      local found = hmget(WAITERS, fields)
-      for i, request in ipairs(missing) do
-        parse_waiter(request, found[i])
-      end
-      for i, owner in ipairs(lists) do
-        asked[owner] = found[#missing + i] or ''
-      end
-    end
-  end
 
-  local function waiter_of(request)
-    if waiters[request] == nil then
-      load_waiters({ request }, {})
-    end
-    return waiters[request]
-  end
-
-  -- Reads who is first of all, and thereby which bands are empty.
-  local function look()
-    if line then
+    -- Reads who is first of all, and thereby which bands are empty.
+    function M.look()
+      if line then
+        return line
+      end
+      typed[QUEUE] = true
+      local first = call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')
+      line = { first = first[1], score = tonumber(first[2]) }
+      local first_band = first[1] and floor(line.score / M.BAND) or huge
+      for band = -1, 2 do
+        line[band] = { at = 1, whole = band < first_band }
+      end
+      if first[1] then
+        line[first_band][1] = first[1]
+      else
+        M.waiting = 0 -- somebody deleted a key
+      end
       return line
     end
-    typed[QUEUE] = true
-    local first = call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')
-    line = { first = first[1], score = tonumber(first[2]) }
-    local first_band = first[1] and floor(line.score / BAND) or huge
-    for band = -1, 2 do
-      line[band] = { at = 1, whole = band < first_band }
-    end
-    if first[1] then
-      line[first_band][1] = first[1]
-    else
-      M.waiting = 0 -- somebody deleted a key
-    end
-    return line
-  end
 
-  -- Reads on in a band; all of it with -1.
-  local function read_on(band, count)
-    local members = line[band]
-    local more = call('ZRANGEBYSCORE', QUEUE, text(band * BAND), '(' .. text((band + 1) * BAND), 'LIMIT', #members, count)
-    for _, member in ipairs(more) do
-      members[#members + 1] = member
+    -- Reads on in a band; all of it with -1.
+    function M.read_on(band, count)
+      local members = line[band]
+      local more = call('ZRANGEBYSCORE', QUEUE, M.text(band * M.BAND), '(' .. M.text((band + 1) * M.BAND), 'LIMIT', #members, count)
+      for _, member in ipairs(more) do
+        members[#members + 1] = member
+      end
+      members.whole = count < 0 or #more < count
     end
-    members.whole = count < 0 or #more < count
-  end
 
-  local function of_member(member)
-    return match(member, '^([^,]+),(.*)$')
-  end
+    function M.of_member(member)
+      return match(member, '^([^,]+),(.*)$')
+    end
 
-  -- The first in a band.
-  local function peek(band)
-    local members = look()[band]
-    while true do
-      local member = members[members.at]
-      if member then
-        if queue[member] == nil then
-          return member
+    -- The first in a band.
+    function M.peek(band)
+      local members = M.look()[band]
+      while true do
+        local member = members[members.at]
+        if member then
+          if queue[member] == nil then
+            return member
+          end
+          members.at = members.at + 1
+        elseif members.whole then
+          return nil
+        else
+          M.read_on(band, #members == 0 and 1 or 100)
         end
-        members.at = members.at + 1
-      elseif members.whole then
-        return nil
-      else
-        read_on(band, #members == 0 and 1 or 100)
       end
     end
-  end
 
-  -- Takes a request out of the line.
-  local function leave(request)
-    local w = waiter_of(request)
-    if not w then
-      return nil
-    end
-    load_waiters({}, { w.owner })
-    waiters[request], changed[request] = false, true
-    queue[request .. ',' .. w.owner] = false
-    M.waiting = M.waiting - 1
-    local list = ' ' .. asked[w.owner] .. ' '
-    local at, past = find(list, ' ' .. request .. ' ', 1, true)
-    if at then
-      list = sub(list, 1, at) .. sub(list, past + 1)
-      asked[w.owner], changed['@' .. w.owner] = match(list, '^ *(.-) *$'), true
-    end
-    return w
-  end
-
-  -- The first in a band that is alive. Drops the dead ones it meets.
-  local function live_head(band)
-    if M.waiting <= 0 then
-      return nil
-    end
-    while true do
-      local member = peek(band)
-      if not member then
+    -- Takes a request out of the line.
+    function M.leave(request)
+      local w = M.waiter_of(request)
+      if not w then
         return nil
       end
-      local request, owner = of_member(member)
-      load_waiters({ request }, { owner })
-      local w = waiters[request]
-      if w and w.owner == owner then
-        if w.till > now and (w.upgrade_of == '' or granted(owner, w.upgrade_of)) then
-          return w
+      M.load_waiters({}, { w.owner })
+      waiters[request], changed[request] = false, true
+      queue[request .. ',' .. w.owner] = false
+      M.waiting = M.waiting - 1
+      local list = ' ' .. asked[w.owner] .. ' '
+      local at, past = find(list, ' ' .. request .. ' ', 1, true)
+      if at then
+        list = sub(list, 1, at) .. sub(list, past + 1)
+        asked[w.owner], changed['@' .. w.owner] = match(list, '^ *(.-) *$'), true
+      end
+      return w
+    end
+
+    -- The first in a band that is alive. Drops the dead ones it meets.
+    function M.live_head(band)
+      if M.waiting <= 0 then
+        return nil
+      end
+      while true do
+        local member = M.peek(band)
+        if not member then
+          return nil
         end
-        leave(request)
-      else
-        queue[member], M.waiting = false, M.waiting - 1 -- somebody deleted a key
+        local request, owner = M.of_member(member)
+        M.load_waiters({ request }, { owner })
+        local w = waiters[request]
+        if w and w.owner == owner then
+          if w.till > now and (w.upgrade_of == '' or M.granted(owner, w.upgrade_of)) then
+            return w
+          end
+          M.leave(request)
+        else
+          queue[member], M.waiting = false, M.waiting - 1 -- somebody deleted a key
+        end
       end
     end
-  end
 
-  -- The first write request in line, whichever band it is in.
-  local function live_writer()
-    return live_head(-1) or live_head(0)
-  end
+    -- The first write request in line, whichever band it is in.
+    function M.live_writer()
+      return M.live_head(-1) or M.live_head(0)
+    end
 
-  -- When the first in line should look again: when the earliest lease in its way lapses.
-  local function wake_ms(member, score)
-    if next(queue) then
-      flush()
-    end
-    local first = M.waiting > 0 and look() or {}
-    if first.first and first.first ~= member and not (score and (score < first.score or (score == first.score and member < first.first))) then
-      return 0
-    end
-    local due = M.top_due or huge
-    if M.readers > 0 then
-      if next(reads) then
-        flush()
+    -- When the first in line should look again: when the earliest lease in its way lapses.
+    function M.wake_ms(member, score)
+      if next(queue) then
+        M.flush()
       end
-      typed[READERS] = true
-      due = min(due, tonumber(call('ZRANGE', READERS, 0, 0, 'WITHSCORES')[2]) or huge)
+      local first = M.waiting > 0 and M.look() or {}
+      if first.first and first.first ~= member and not (score and (score < first.score or (score == first.score and member < first.first))) then
+        return 0
+      end
+      local due = M.top_due or huge
+      if M.readers > 0 then
+        if next(reads) then
+          M.flush()
+        end
+        typed[READERS] = true
+        due = min(due, tonumber(call('ZRANGE', READERS, 0, 0, 'WITHSCORES')[2]) or huge)
+      end
+      return due < huge and due or 0
     end
-    return due < huge and due or 0
-  end
 
-  local function enqueue(request, owner, band, lease, ticket, upgrade_of, label)
-    waiters[request] = {
-      request = request, owner = owner, band = band, ticket = ticket, lease = lease, till = now + CLAIM, upgrade_of = upgrade_of, label = label,
-    }
-    load_waiters({}, { owner })
-    asked[owner] = asked[owner] == '' and request or asked[owner] .. ' ' .. request
-    changed[request], changed['@' .. owner] = true, true
-    queue[request .. ',' .. owner] = band * BAND + ticket
-    M.ticket, M.waiting = max(M.ticket, ticket), M.waiting + 1
-    M.reach = max(M.reach, now + CLAIM)
-  end
-
-  local function refresh(w)
-    w.till, changed[w.request] = now + CLAIM, true
-    M.reach = max(M.reach, w.till)
-  end
-
-  -- Granting ---------------------------------------------------------------------------------------------------
-
-  -- Makes a request of `w` (request, owner, mode, upgrade_of, label) a granted one. Returns what takes it back.
-  local function enter(w, lease)
-    local hold = hold_of(w.owner)
-    local before, deadline = strongest(hold), now + lease
-    local undo = { request = w.request, owner = w.owner }
-    local from = w.upgrade_of ~= '' and granted(w.owner, w.upgrade_of)
-    if from then
-      deadline = max(deadline, from.deadline)
-      undo.from = from
-      undo.label = from.label ~= '' and (labels[from.request] or call('HGET', HASH, '#' .. from.request))
-      replace(hold, from, nil)
+    function M.enqueue(request, owner, band, lease, ticket, upgrade_of, label)
+      waiters[request] = {
+        request = request, owner = owner, band = band, ticket = ticket, lease = lease, till = now + CLAIM, upgrade_of = upgrade_of, label = label,
+      }
+      M.load_waiters({}, { owner })
+      asked[owner] = asked[owner] == '' and request or asked[owner] .. ' ' .. request
+      changed[request], changed['@' .. owner] = true, true
+      queue[request .. ',' .. owner] = band * M.BAND + ticket
+      M.ticket, M.waiting = max(M.ticket, ticket), M.waiting + 1
+      M.reach = max(M.reach, now + CLAIM)
     end
-    if M.fence == 0 or (w.mode == 'w' and before ~= 'w') then
-      M.fence = max(M.fence + 1, now_us)
-    end
-    local has_label = w.label ~= ''
-    hold.list = hold.list .. '|' .. w.request .. ',' .. w.mode .. (has_label and '+,' or ',') .. text(deadline) .. ',' .. text(now)
-    hold[w.mode] = hold[w.mode] + 1
-    hold.due = hold.due and min(hold.due, deadline)
-    if has_label then
-      labels[w.request] = w.label
-    end
-    M.reach = max(M.reach, deadline)
-    settle_owner(w.owner)
-    return undo
-  end
 
-  -- Makes a waiter a holder, for a claim.
-  local function grant(w)
-    return enter(w, min(w.lease, CLAIM))
-  end
+    function M.refresh(w)
+      w.till, changed[w.request] = now + CLAIM, true
+      M.reach = max(M.reach, w.till)
+    end
 
-  -- The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable goes to
-  -- the head.
-  local function siblings(owner, batch)
-    if M.waiting <= 0 then
-      return
+    -- Granting ---------------------------------------------------------------------------------------------------
+
+    -- Makes a request of `w` (request, owner, mode, upgrade_of, label) a granted one. Returns what takes it back.
+    function M.enter(w, lease)
+      local hold = M.hold_of(w.owner)
+      local before, deadline = M.strongest(hold), now + lease
+      local undo = { request = w.request, owner = w.owner }
+      local from = w.upgrade_of ~= '' and M.granted(w.owner, w.upgrade_of)
+      if from then
+        deadline = max(deadline, from.deadline)
+        undo.from = from
+        undo.label = M.label_of(from)
+        M.replace(hold, from)
+      end
+      if M.fence == 0 or (w.mode == 'w' and before ~= 'w') then
+        M.fence = max(M.fence + 1, now_us)
+      end
+      local has_label = w.label ~= ''
+      hold.list = hold.list .. '|' .. w.request .. ',' .. w.mode .. (has_label and '+,' or ',') .. M.text(deadline) .. ',' .. M.text(now)
+      hold[w.mode] = hold[w.mode] + 1
+      hold.due = hold.due and min(hold.due, deadline)
+      if has_label then
+        labels[w.request] = w.label
+      end
+      M.reach = max(M.reach, deadline)
+      M.settle_owner(w.owner)
+      return undo
     end
-    load_waiters({}, { owner })
-    local requests = {}
-    for request in gmatch(asked[owner], '[^ ]+') do
-      requests[#requests + 1] = request
+
+    -- Makes a waiter a holder, for a claim.
+    function M.grant(w)
+      return M.enter(w, min(w.lease, CLAIM))
     end
-    load_waiters(requests, {})
-    for _, request in ipairs(requests) do
-      local held, w = strongest(hold_of(owner)), waiters[request]
-      if not held then
+
+    -- The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable goes to
+    -- the head.
+    function M.siblings(owner, batch)
+      if M.waiting <= 0 then
         return
       end
-      if w then
-        if RANKS[w.mode] <= RANKS[held] then
-          leave(request)
-          if w.till > now and (w.upgrade_of == '' or granted(owner, w.upgrade_of)) then
-            batch[#batch + 1] = grant(w)
-          end
-        elseif held == 'u' and w.band == 0 then
-          w.band, changed[request] = -1, true
-          queue[request .. ',' .. owner] = w.ticket - BAND
+      M.load_waiters({}, { owner })
+      local requests = {}
+      for request in gmatch(asked[owner], '[^ ]+') do
+        requests[#requests + 1] = request
+      end
+      M.load_waiters(requests, {})
+      for _, request in ipairs(requests) do
+        local held, w = M.strongest(M.hold_of(owner)), waiters[request]
+        if not held then
+          return
         end
-      end
-    end
-  end
-
-  -- Grants a waiting request, and every other request of its owner that may now re-enter.
-  local function grant_waiter(request, batch)
-    local w = leave(request)
-    if w and w.till > now then
-      batch[#batch + 1] = grant(w)
-      siblings(w.owner, batch)
-    end
-  end
-
-  local function grant_readers(batch)
-    local members = look()[2]
-    if not members.whole then
-      read_on(2, -1)
-    end
-    local requests, of = {}, {}
-    for _, member in ipairs(members) do
-      if queue[member] == nil then
-        requests[#requests + 1], of[#of + 1] = of_member(member)
-      end
-    end
-    load_waiters(requests, of)
-    load_holds(of)
-    for i, request in ipairs(requests) do
-      if waiters[request] then
-        -- It may have entered as a sibling of one before it.
-        grant_waiter(request, batch)
-      elseif queue[request .. ',' .. of[i]] == nil then
-        queue[request .. ',' .. of[i]], M.waiting = false, M.waiting - 1 -- somebody deleted a key
-      end
-    end
-  end
-
-  -- Tells the clients of a batch, each at once of all it got; takes back what was not heard. Tells whether anything was.
-  local function deliver(batch)
-    flush()
-    local clients, of = {}, {}
-    for _, undo in ipairs(batch) do
-      local client = match(undo.request, '^[^.]*')
-      if not of[client] then
-        clients[#clients + 1], of[client] = client, {}
-      end
-      of[client][#of[client] + 1] = undo
-    end
-    local unheard = false
-    for _, client in ipairs(clients) do
-      local words = { 'granted ' .. text(now_us) }
-      for _, undo in ipairs(of[client]) do
-        local g = granted(undo.owner, undo.request)
-        if g then
-          local fence, deadline, depth = grant_of(undo.owner, g)
-          words[#words + 1] = undo.request .. ',' .. text(fence) .. ',' .. text(deadline) .. ',' .. depth
-        end
-      end
-      if call('PUBLISH', CHANNEL .. client, table.concat(words, ' ')) == 0 and TRUST then
-        unheard = true
-        for _, undo in ipairs(of[client]) do
-          local hold, g, from = hold_of(undo.owner), granted(undo.owner, undo.request), undo.from
-          if g then
-            replace(hold, g, nil)
-          end
-          if from then
-            hold.list = hold.list .. '|' .. from.request .. ',' .. from.letter .. from.label .. ',' .. text(from.deadline) .. ',' .. text(from.since)
-            hold[from.mode] = hold[from.mode] + 1
-            hold.due = nil
-            if undo.label then
-              labels[from.request] = undo.label
+        if w then
+          if M.RANKS[w.mode] <= M.RANKS[held] then
+            M.leave(request)
+            if w.till > now and (w.upgrade_of == '' or M.granted(owner, w.upgrade_of)) then
+              batch[#batch + 1] = M.grant(w)
             end
+          elseif held == 'u' and w.band == 0 then
+            w.band, changed[request] = -1, true
+            queue[request .. ',' .. owner] = w.ticket - M.BAND
           end
-          settle_owner(undo.owner)
         end
       end
     end
-    return unheard
-  end
 
-  -- Lets in whoever may enter now, and tells their clients. What a client did not hear it does not get: it leaves the line, and the
-  -- next is looked at.
-  local function advance(write_ended)
-    local readers_first = write_ended
-    while M.waiting > 0 and M.top_mode ~= 'w' do
-      local batch = {}
-      local writer = live_writer()
-      if readers_first then
-        grant_readers(batch)
+    -- Grants a waiting request, and every other request of its owner that may now re-enter.
+    function M.grant_waiter(request, batch)
+      local w = M.leave(request)
+      if w and w.till > now then
+        batch[#batch + 1] = M.grant(w)
+        M.siblings(w.owner, batch)
       end
-      if writer and #batch == 0 and alone(writer.owner) then
-        grant_waiter(writer.request, batch)
-      else
-        local upgradable = live_head(1)
-        if upgradable and not M.top_owner and not (writer and writer.ticket <= upgradable.ticket) then
-          grant_waiter(upgradable.request, batch)
+    end
+
+    function M.grant_readers(batch)
+      local members = M.look()[2]
+      if not members.whole then
+        M.read_on(2, -1)
+      end
+      local requests, of = {}, {}
+      for _, member in ipairs(members) do
+        if queue[member] == nil then
+          requests[#requests + 1], of[#of + 1] = M.of_member(member)
         end
-        if not writer and M.waiting > 0 then
-          grant_readers(batch)
+      end
+      M.load_waiters(requests, of)
+      M.load_holds(of)
+      for i, request in ipairs(requests) do
+        if waiters[request] then
+          -- It may have entered as a sibling of one before it.
+          M.grant_waiter(request, batch)
+        elseif queue[request .. ',' .. of[i]] == nil then
+          queue[request .. ',' .. of[i]], M.waiting = false, M.waiting - 1 -- somebody deleted a key
         end
       end
-      if #batch == 0 or not deliver(batch) then
-        return
+    end
+
+    -- Tells the clients of a batch, each at once of all it got; takes back what was not heard. Tells whether anything was.
+    function M.deliver(batch)
+      M.flush()
+      local clients, of = {}, {}
+      for _, undo in ipairs(batch) do
+        local client = match(undo.request, '^[^.]*')
+        if not of[client] then
+          clients[#clients + 1], of[client] = client, {}
+        end
+        of[client][#of[client] + 1] = undo
       end
-      -- Somebody was deaf. The readers of this phase have had their turn unless all of them were.
-      readers_first = readers_first and M.readers == 0 and not M.top_owner
+      local unheard = false
+      for _, client in ipairs(clients) do
+        local words = { 'granted ' .. M.text(now_us) }
+        for _, undo in ipairs(of[client]) do
+          local g = M.granted(undo.owner, undo.request)
+          if g then
+            local fence, deadline, depth = M.grant_of(undo.owner, g)
+            words[#words + 1] = undo.request .. ',' .. M.text(fence) .. ',' .. M.text(deadline) .. ',' .. depth
+          end
+        end
+        if call('PUBLISH', CHANNEL .. client, table.concat(words, ' ')) == 0 and TRUST then
+          unheard = true
+          for _, undo in ipairs(of[client]) do
+            local hold, g, from = M.hold_of(undo.owner), M.granted(undo.owner, undo.request), undo.from
+            if g then
+              M.replace(hold, g)
+            end
+            if from then
+              hold.list = hold.list .. '|' .. from.request .. ',' .. from.letter .. from.label .. ',' .. M.text(from.deadline) .. ',' .. M.text(from.since)
+              hold[from.mode] = hold[from.mode] + 1
+              hold.due = nil
+              if undo.label then
+                labels[from.request] = undo.label
+              end
+            end
+            M.settle_owner(undo.owner)
+          end
+        end
+      end
+      return unheard
+    end
+
+    -- Lets in whoever may enter now, and tells their clients. What a client did not hear it does not get: it leaves the line, and the
+    -- next is looked at.
+    function M.advance(write_ended)
+      local readers_first = write_ended
+      while M.waiting > 0 and M.top_mode ~= 'w' do
+        local batch = {}
+        local writer = M.live_writer()
+        if readers_first then
+          M.grant_readers(batch)
+        end
+        if writer and #batch == 0 and M.alone(writer.owner) then
+          M.grant_waiter(writer.request, batch)
+        else
+          local upgradable = M.live_head(1)
+          if upgradable and not M.top_owner and not (writer and writer.ticket <= upgradable.ticket) then
+            M.grant_waiter(upgradable.request, batch)
+          end
+          if not writer and M.waiting > 0 then
+            M.grant_readers(batch)
+          end
+        end
+        if #batch == 0 or not M.deliver(batch) then
+          return
+        end
+        -- Somebody was deaf. The readers of this phase have had their turn unless all of them were.
+        readers_first = readers_first and M.readers == 0 and not M.top_owner
+      end
+    end
+
+    -- What operators see -----------------------------------------------------------------------------------------
+
+    -- fence, holders, waiters, and a row for each granted request of the first owners: request, owner, mode, since_ms, deadline_ms,
+    -- revoked, label.
+    function M.snapshot(limit)
+      M.flush()
+      local of, rows, labelled = {}, {}, {}
+      if M.top_owner and limit > 0 then
+        of[1] = M.top_owner
+      end
+      if M.readers > 0 and limit > #of then
+        for _, owner in ipairs(call('ZRANGE', READERS, 0, limit - #of - 1)) do
+          of[#of + 1] = owner
+        end
+      end
+      M.load_holds(of)
+      local fields = {}
+      for _, owner in ipairs(of) do
+        for request, letter, label, deadline, since in gmatch(holds[owner].list, '|([^,]+),(%a)(%+?),(%d+),(%d+)') do
+          local mode = string.lower(letter)
+          rows[#rows + 1] = { request, owner, M.WORDS[mode], tonumber(since), tonumber(deadline), letter == mode and 0 or 1, '' }
+          if label ~= '' then
+            labelled[#labelled + 1], fields[#fields + 1] = rows[#rows], '#' .. request
+          end
+        end
+      end
+      if #fields > 0 then
+        for i, label in ipairs(M.hmget(HASH, fields)) do
+          labelled[i][7] = label or ''
+        end
+      end
+      return M.fence, M.readers + (M.top_owner and 1 or 0), M.waiting, rows
     end
   end
-
-  -- What operators see -----------------------------------------------------------------------------------------
-
-  -- fence, holders, waiters, and a row for each granted request of the first owners: request, owner, mode, since_ms, deadline_ms,
-  -- revoked, label.
-  local function snapshot(limit)
-    flush()
-    local of, rows, labelled = {}, {}, {}
-    if M.top_owner and limit > 0 then
-      of[1] = M.top_owner
-    end
-    if M.readers > 0 and limit > #of then
-      for _, owner in ipairs(call('ZRANGE', READERS, 0, limit - #of - 1)) do
-        of[#of + 1] = owner
-      end
-    end
-    load_holds(of)
-    local fields = {}
-    for _, owner in ipairs(of) do
-      for request, letter, label, deadline, since in gmatch(holds[owner].list, '|([^,]+),(%a)(%+?),(%d+),(%d+)') do
-        local mode = string.lower(letter)
-        rows[#rows + 1] = { request, owner, WORDS[mode], tonumber(since), tonumber(deadline), letter == mode and 0 or 1, '' }
-        if label ~= '' then
-          labelled[#labelled + 1], fields[#fields + 1] = rows[#rows], '#' .. request
-        end
-      end
-    end
-    if #fields > 0 then
-      for i, label in ipairs(hmget(HASH, fields)) do
-        labelled[i][7] = label or ''
-      end
-    end
-    return M.fence, M.readers + (M.top_owner and 1 or 0), M.waiting, rows
-  end
+  make()
 
   for i, owner in ipairs(owners) do
-    keep_hold(owner, stored[8 + i])
+    M.keep_hold(owner, stored[8 + i])
   end
 
-  M.text, M.hold_of, M.strongest, M.granted, M.replace, M.settle_owner = text, hold_of, strongest, granted, replace, settle_owner
-  M.drop_granted, M.alone, M.grant_of, M.mark, M.ending, M.flush = drop_granted, alone, grant_of, mark, ending, flush
-  M.lapse, M.load_waiters, M.waiter_of, M.leave, M.live_head, M.live_writer = lapse, load_waiters, waiter_of, leave, live_head, live_writer
-  M.wake_ms, M.enqueue, M.refresh, M.enter, M.siblings, M.deliver = wake_ms, enqueue, refresh, enter, siblings, deliver
-  M.advance, M.snapshot, M.load_holds, M.RANKS, M.WORDS, M.BAND = advance, snapshot, load_holds, RANKS, WORDS, BAND
   return M
 end

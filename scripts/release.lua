@@ -47,7 +47,7 @@ do
   end
 end
 
-local M = machine(stored, { OWNER }, true)
+local M = machine(now_us, stored, { OWNER }, true)
 local write_ended = M.lapse()
 local word, why = 'released', nil
 local g = M.granted(OWNER, REQUEST)
@@ -60,7 +60,7 @@ else
     word = 'not_held'
   end
 end
-if LEAVE_MARK and word == 'released' then
+if LEAVE_MARK and M.ending(REQUEST, 0) == 'unknown' then
   M.mark(REQUEST, 2)
 end
 M.advance(write_ended)

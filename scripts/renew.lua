@@ -25,6 +25,7 @@ for i = 7, #ARGV, 5 do
 end
 
 local M = machine(
+  now_us,
   redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', unpack(fields)),
   owners,
   true
@@ -40,7 +41,7 @@ for i, renewal in ipairs(renewals) do
   else
     local deadline = math.max(g.deadline, (renewal.fixed and g.since or now) + renewal.lease)
     if deadline > g.deadline then
-      M.replace(M.hold_of(renewal.owner), g, { letter = g.letter, deadline = deadline })
+      M.replace(M.hold_of(renewal.owner), g, g.letter, deadline)
       M.reach = math.max(M.reach, deadline)
       renewed[renewal.owner] = true
     end

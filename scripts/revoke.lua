@@ -14,7 +14,7 @@
 --   nobody, but as any script whoever can enter as a lease has lapsed; it tells the clients of the revoked requests.
 local OWNER = ARGV[7]
 
-local M = machine(redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
+local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
 local write_ended = M.lapse()
 local owners = { OWNER }
 if OWNER == '' then
@@ -23,7 +23,9 @@ if OWNER == '' then
   if M.readers > 0 then
     owners = redis.call('ZRANGE', READERS, 0, -1)
   end
-  table.insert(owners, 1, M.top_owner)
+  if M.top_owner then
+    table.insert(owners, 1, M.top_owner)
+  end
 end
 M.load_holds(owners)
 local clients, messages, count, last = {}, {}, 0, 0

@@ -9,6 +9,7 @@
 --   7 request
 --   8 owner
 --   9 blame   how many owners to name who are in the way; 0: none of it
+--  10 upgrade_of  if it is granted already, it becomes this upgradable request again; empty for none
 -- Replies
 --   held      ahead, and with blame: fence, holders, waiters, rows of who holds
 --   queued    the same
@@ -16,9 +17,10 @@
 --             a row: request, owner, mode, since_ms, deadline_ms, revoked (1 or 0), label
 -- Wakes
 --   whoever can enter now that it has left.
-local REQUEST, OWNER, BLAME = ARGV[7], ARGV[8], tonumber(ARGV[9])
+local REQUEST, OWNER, BLAME, UPGRADE_OF = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10]
 
 local M = machine(
+  now_us,
   redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER),
   { OWNER },
   true
@@ -31,7 +33,18 @@ if BLAME > 0 then
 end
 local g = M.granted(OWNER, REQUEST)
 if g then
-  was, write_ended = 'held', M.drop_granted(OWNER, g) or write_ended
+  was = 'held'
+  -- Unless that one has been given back in the meantime, or is there.
+  if
+    UPGRADE_OF == ''
+    or M.ending(UPGRADE_OF, 0) ~= 'unknown'
+    or M.granted(OWNER, UPGRADE_OF)
+    or (M.waiting > 0 and M.waiter_of(UPGRADE_OF))
+  then
+    write_ended = M.drop_granted(OWNER, g) or write_ended
+  else
+    write_ended = M.undo_upgrade(OWNER, g, UPGRADE_OF) or write_ended
+  end
 elseif M.waiting > 0 then
   M.load_waiters({ REQUEST }, { OWNER })
   local w = M.waiter_of(REQUEST)

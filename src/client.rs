@@ -44,6 +44,12 @@ impl fmt::Debug for Relatch {
 }
 
 impl Relatch {
+    /// Over a backend of a test's own.
+    #[cfg(test)]
+    pub(crate) fn of(client: Arc<Handle>) -> Self {
+        Self { client }
+    }
+
     /// A client with a lock server of its own inside this process. Needs no runtime to be made.
     ///
     /// # Panics

@@ -90,15 +90,11 @@ impl Core {
 
     /// Starts the client's task.
     pub(crate) fn start(self: Arc<Self>, home: Home) -> Result<Arc<Handle>, Error> {
-        let task = Task {
-            core: self.clone(),
-            done: false,
-        };
         match home {
             Home::Runtime(runtime) => {
-                runtime.spawn(task.run());
+                runtime.spawn(Task::new(self.clone()).run());
             }
-            Home::Thread => task.on_a_thread().map_err(|error| {
+            Home::Thread => Task::on_a_thread(self.clone()).map_err(|error| {
                 ErrorKind::Unreachable(format!("no thread could be started for the client: {error}"))
             })?,
         }
@@ -127,11 +123,13 @@ impl Core {
         place(heard.sent, heard.answer.now_us, deadline_ms)
     }
 
-    /// The same for a deadline that came by a push: counted from the last answer before it.
-    pub(crate) fn deadline_by_push(&self, deadline_ms: u64) -> Moment {
+    /// The same for a deadline that came by a push: counted from the last answer before it, or from when what was granted
+    /// had certainly not been `asked` for yet, whichever says more.
+    pub(crate) fn deadline_by_push(&self, asked: Moment, now_us: u64, deadline_ms: u64) -> Moment {
+        let by_request = place(asked, now_us, deadline_ms);
         match *self.server_time.lock() {
-            Some((sent, now_us)) => place(sent, now_us, deadline_ms),
-            None => Moment(Duration::ZERO),
+            Some((sent, now_us)) => place(sent, now_us, deadline_ms).max(by_request),
+            None => by_request,
         }
     }
 
@@ -154,9 +152,9 @@ impl Core {
 
     pub(crate) fn push(&self, push: Push) {
         match push {
-            Push::Granted { grants, .. } => {
+            Push::Granted { now_us, grants } => {
                 for (request, grant) in grants {
-                    self.waiters.granted(self, request, grant);
+                    self.waiters.granted(self, request, grant, now_us);
                 }
             }
             Push::Revoked { requests } => {
@@ -178,7 +176,8 @@ impl Core {
         self.ending.store(true, Ordering::Release);
         self.waiters.fail_all(self, &ErrorKind::Closed.into());
         self.watchdog.lose_all(self, LostCause::Closed);
-        self.reaper.nudge();
+        // Only now is everything handed in.
+        self.reaper.finish();
     }
 
     /// Resolves when the client's task has ended.
@@ -213,6 +212,10 @@ struct Task {
 }
 
 impl Task {
+    fn new(core: Arc<Core>) -> Self {
+        Self { core, done: false }
+    }
+
     async fn run(mut self) {
         if let Err(panic) = AssertUnwindSafe(self.work()).catch_unwind().await {
             // A fault of ours. Whoever trusts this client must know.
@@ -244,13 +247,14 @@ impl Task {
         core.ended.send_replace(true);
     }
 
-    fn on_a_thread(self) -> std::io::Result<()> {
+    /// The task is made on the thread: where there is none, no task is dropped and moved again.
+    fn on_a_thread(core: Arc<Core>) -> std::io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         std::thread::Builder::new()
             .name("relatch".into())
-            .spawn(move || runtime.block_on(self.run()))?;
+            .spawn(move || runtime.block_on(Task::new(core).run()))?;
         Ok(())
     }
 }
@@ -260,14 +264,9 @@ impl Drop for Task {
         if self.done || *self.core.ended.borrow() {
             return;
         }
-        let core = self.core.clone();
-        let moved = Task {
-            core: core.clone(),
-            done: false,
-        };
-        match moved.on_a_thread() {
+        match Task::on_a_thread(self.core.clone()) {
             // The process may be about to end with its runtime. What was dropped before that is given back first.
-            Ok(()) => core.reaper.wait_settled(LAST_WORDS),
+            Ok(()) => self.core.reaper.wait_settled(LAST_WORDS),
             Err(error) => {
                 tracing::error!(%error, "no thread for a client whose runtime shut down; its holds will lapse");
             }

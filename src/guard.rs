@@ -59,18 +59,20 @@ impl Hold {
         }
     }
 
-    /// Repeats a call that changes this hold until it is answered, or until the hold has ended.
+    /// Repeats a call that changes this hold until it is answered, or until `ended` says that the hold has.
     async fn insist<T>(
         &self,
         mut call: Call,
+        ended: impl Future<Output = LostCause>,
         read: impl Fn(&Reply) -> Option<Result<T, Ending>>,
     ) -> Result<T, Error> {
         let core = self.core();
+        let mut ended = std::pin::pin!(ended);
         loop {
             let outcome = tokio::select! {
                 biased;
                 outcome = core.backend.call(&call) => outcome,
-                cause = self.held.lost(core) => return Err(self.held.lost_error(cause)),
+                cause = &mut ended => return Err(self.held.lost_error(cause)),
             };
             match outcome {
                 Ok(heard) => {
@@ -95,8 +97,23 @@ impl Hold {
         }
     }
 
+    /// Waits until the server knows the hold by its own request again, or until it is lost.
+    async fn undone(&self) {
+        // Only what was upgraded, or tried to be, is marked.
+        if self.held.is_marked() {
+            let core = self.core();
+            tokio::select! {
+                biased;
+                () = core.reaper.undone(self.held.member.request) => {}
+                _ = self.held.lost(core) => {}
+            }
+        }
+    }
+
     async fn release(mut self) -> Result<(), Error> {
         self.check()?;
+        self.held.doubt(true);
+        self.undone().await;
         let call = Call {
             name: self.held.name.clone(),
             operation: Operation::Release(Release {
@@ -107,23 +124,23 @@ impl Hold {
                 mark: self.held.is_marked(),
             }),
         };
+        // A renewal that is made while the answer is under way would find the hold gone, and call it lost.
+        self.core().watchdog.forget(self.held.member.request);
         let released = self
-            .insist(call, |reply| match reply {
+            .insist(call, self.held.over(self.core()), |reply| match reply {
                 Reply::Release(Released::Released) => Some(Ok(())),
                 Reply::Release(Released::NotHeld(ending)) => Some(Err(*ending)),
                 _ => None,
             })
             .await;
-        if released.is_ok() || released.as_ref().is_err_and(Error::is_lost) {
-            self.core().watchdog.forget(self.held.member.request);
-            // A lapsed one may still be there for a moment: then the drop gives it back.
-            self.spent = released.is_ok();
-        }
+        // What is not known to be back, the drop gives back.
+        self.spent = released.is_ok();
         released
     }
 
     async fn downgrade(self, to: Mode) -> Result<Self, Error> {
         self.check()?;
+        self.undone().await;
         let call = Call {
             name: self.held.name.clone(),
             operation: Operation::Downgrade(Downgrade {
@@ -133,7 +150,7 @@ impl Hold {
                 to,
             }),
         };
-        self.insist(call, |reply| match reply {
+        self.insist(call, self.held.lost(self.core()), |reply| match reply {
             Reply::Downgrade(Downgraded::Downgraded(_)) => Some(Ok(())),
             Reply::Downgrade(Downgraded::NotHeld(ending)) => Some(Err(*ending)),
             _ => None,
@@ -163,9 +180,11 @@ impl Hold {
             wait,
             upgrade_of: Some(request),
         };
+        // The one before it may still be under way to be undone.
+        self.undone().await;
         // Until it is known which of the two requests the server holds, its release must settle both.
         self.held.mark();
-        let upgrading = Upgrading::new(core, request);
+        let upgrading = Upgrading::new(self.held.clone());
         let outcome = tokio::select! {
             biased;
             outcome = acquire(&client, &spec, self.owner()) => outcome,
@@ -192,28 +211,29 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if !self.spent {
             let core: &Core = &self.client;
-            core.watchdog.forget(self.held.member.request);
+            self.held.doubt(true);
+            // Handed over before it is forgotten: a client that ends meanwhile finds it in the one place or in the other.
             core.reaper.release(core, &self.held);
+            core.watchdog.forget(self.held.member.request);
         }
     }
 }
 
 /// While it lives, the server may know a hold by its upgrade.
-struct Upgrading<'a> {
-    core: &'a Core,
-    request: crate::protocol::RequestId,
+struct Upgrading {
+    held: Arc<Held>,
 }
 
-impl<'a> Upgrading<'a> {
-    fn new(core: &'a Core, request: crate::protocol::RequestId) -> Self {
-        core.watchdog.upgrading(request, true);
-        Self { core, request }
+impl Upgrading {
+    fn new(held: Arc<Held>) -> Self {
+        held.doubt(true);
+        Self { held }
     }
 }
 
-impl Drop for Upgrading<'_> {
+impl Drop for Upgrading {
     fn drop(&mut self) {
-        self.core.watchdog.upgrading(self.request, false);
+        self.held.doubt(false);
     }
 }
 

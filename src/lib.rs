@@ -12,6 +12,8 @@ mod owner;
 mod protocol;
 mod reaper;
 mod state;
+#[cfg(test)]
+mod tests;
 mod waiters;
 mod watchdog;
 

@@ -334,38 +334,55 @@ impl Pending<'_> {
         self.core.waiters.forget(self.member.request);
     }
 
+    /// The server has nothing of it. If it was sent more than once a copy may still arrive: then it is withdrawn.
+    fn answered(&mut self, resent: bool) {
+        if !resent {
+            self.settled();
+        }
+    }
+
+    /// It was granted by way of the line. A guard if that is still so; else what a copy may have been granted since is
+    /// withdrawn.
+    fn taken(&mut self, held: Arc<Held>, resent: bool) -> Attempt {
+        if held.end(self.core.clock.now()).is_some() {
+            return Attempt::Spent;
+        }
+        if resent {
+            held.mark();
+        }
+        self.settled();
+        Attempt::Granted(held)
+    }
+
     /// Leaves, and hears who was in the way if the server says so soon.
     fn withdraw(&mut self) -> oneshot::Receiver<Withdrawn> {
         let (tell, told) = oneshot::channel();
-        self.settled();
+        self.leave(Some(tell));
+        told
+    }
+
+    fn leave(&mut self, tell: Option<oneshot::Sender<Withdrawn>>) {
+        self.armed = false;
         let Self { core, spec, .. } = self;
-        core.watchdog.forget(self.member.request);
+        // Handed over before it is forgotten: a client that ends meanwhile finds it in the one place or in the other.
         core.reaper.withdraw(
             core,
             &spec.name,
             self.member,
             spec.upgrade_of,
             self.lease,
-            Some(tell),
+            tell,
         );
-        told
+        core.waiters.forget(self.member.request);
+        // It may have been granted by a push that nobody took.
+        core.watchdog.forget(self.member.request);
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.core.waiters.forget(self.member.request);
-            // It may have been granted by a push that nobody took.
-            self.core.watchdog.forget(self.member.request);
-            self.core.reaper.withdraw(
-                self.core,
-                &self.spec.name,
-                self.member,
-                self.spec.upgrade_of,
-                self.lease,
-                None,
-            );
+            self.leave(None);
         }
     }
 }
@@ -381,7 +398,11 @@ pub(crate) async fn acquire(client: &Arc<Handle>, spec: &Spec, owner: Owner) -> 
             Attempt::Granted(held) => return Ok(Some(Hold::new(client.clone(), held))),
             Attempt::Busy => return Ok(None),
             // What was granted ended before we heard of it: that request is spent, a new one is made.
-            Attempt::Spent => {}
+            Attempt::Spent => {
+                if let Some(request) = spec.upgrade_of {
+                    core.reaper.undone(request).await;
+                }
+            }
         }
     }
 }
@@ -412,6 +433,8 @@ async fn attempt(
         member,
         keep,
         label: spec.label.clone(),
+        upgrade_of: spec.upgrade_of,
+        asked: core.clock.now(),
     };
     let mut pending = Pending {
         core,
@@ -436,7 +459,7 @@ async fn attempt(
     };
     let mut resent = false;
     loop {
-        let mut told = core.waiters.expect(core, wanted.clone());
+        let mut told = core.waiters.expect(core, wanted.clone())?;
         let patience = match spec.timeout {
             Some(_) => deadline.max(begun.plus(core.config.response_timeout)),
             None if spec.wait => core.clock.now().plus(core.config.patience),
@@ -454,9 +477,7 @@ async fn attempt(
                 Ok(heard) => break heard,
                 Err(Failure::No(error)) => {
                     // It did not happen, but an earlier copy of it may have.
-                    if !resent {
-                        pending.settled();
-                    }
+                    pending.answered(resent);
                     return Err(error);
                 }
                 Err(Failure::Unknown(error)) => {
@@ -472,42 +493,38 @@ async fn attempt(
         };
         match *reply {
             Acquired::Granted(grant) => {
-                pending.settled();
-                // It may have waited in line and have been granted by a push that was seen before this reply.
-                if let Ok(Outcome::Granted(held)) = told.try_recv() {
+                let granting = Granting {
+                    name: spec.name.clone(),
+                    member,
+                    fence: grant.fence,
+                    depth: grant.depth,
+                    keep,
+                    label: spec.label.clone(),
+                    resent,
+                    until: core.deadline(&heard, grant.deadline_ms),
+                    // A grant by way of the line that was first heard of here lasts for a claim only.
+                    claimed: resent,
+                };
+                if let Some(held) = core.waiters.keep(core, granting) {
+                    pending.settled();
                     return Ok(Attempt::Granted(held));
                 }
-                let held = core.watchdog.keep(
-                    core,
-                    Granting {
-                        name: spec.name.clone(),
-                        member,
-                        fence: grant.fence,
-                        depth: grant.depth,
-                        keep,
-                        label: spec.label.clone(),
-                        resent,
-                        until: core.deadline(&heard, grant.deadline_ms),
-                        // A grant by way of the line that was first heard of here lasts for a claim only.
-                        claimed: resent,
-                    },
-                );
-                if core.is_ending() {
-                    core.watchdog
-                        .lose(core, member.request, crate::error::LostCause::Closed);
-                    return Err(ErrorKind::Closed.into());
-                }
-                return Ok(Attempt::Granted(held));
+                return match told.try_recv() {
+                    // It had waited in line; the push was seen before this reply.
+                    Ok(Outcome::Granted(held)) => Ok(pending.taken(held, resent)),
+                    Ok(Outcome::Failed(error)) => Err(error),
+                    _ => Err(ErrorKind::Closed.into()),
+                };
             }
             Acquired::Busy => {
-                pending.settled();
+                pending.answered(resent);
                 if spec.wait {
                     return Err(spec.timed_out(core.clock.now().since(begun), Blame::default()));
                 }
                 return Ok(Attempt::Busy);
             }
             Acquired::Refused => {
-                pending.settled();
+                pending.answered(resent);
                 return Err(ErrorKind::Refused {
                     name: spec.name.as_str().into(),
                     mode: spec.mode,
@@ -515,7 +532,7 @@ async fn attempt(
                 .into());
             }
             Acquired::Ended(ending) => {
-                pending.settled();
+                pending.answered(resent);
                 return match (spec.upgrade_of, ending) {
                     (Some(_), ending) => Err(ErrorKind::Lost {
                         name: spec.name.as_str().into(),
@@ -538,10 +555,7 @@ async fn attempt(
                     }
                 };
                 match outcome {
-                    Ok(Outcome::Granted(held)) => {
-                        pending.settled();
-                        return Ok(Attempt::Granted(held));
-                    }
+                    Ok(Outcome::Granted(held)) => return Ok(pending.taken(held, resent)),
                     Ok(Outcome::Failed(error)) => return Err(error),
                     Ok(Outcome::Gone(Ending::Unknown | Ending::Forgotten)) => {
                         // The server has lost it, or passed us over while we did not hear. Ask again, for the same place.

@@ -1,1 +1,7 @@
-fn main() {}
+//! The command `relatch`: parse, run, one exit status.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -24,16 +24,25 @@ pub(crate) struct Reaper {
     more: Notify,
     /// All is done.
     done: Condvar,
-    settled: Notify,
+    /// Something was done.
+    struck: Notify,
 }
 
 #[derive(Default)]
 struct Chores {
     pending: HashMap<RequestId, Chore>,
     fresh: Vec<RequestId>,
+    /// How many were ever handed in.
+    count: u64,
+    /// The client ends, and nothing is handed in any more that was not handed in before.
+    last: bool,
+    /// All is done, for good.
+    over: bool,
 }
 
 struct Chore {
+    /// A later one for the same request takes its place; the answer to this one does not strike that.
+    number: u64,
     call: Call,
     /// After this nothing can be left on the server.
     give_up: Moment,
@@ -97,9 +106,20 @@ impl Reaper {
             return;
         }
         let mut chores = self.chores.lock();
+        if chores.over {
+            // It was given back when the client ended.
+            return;
+        }
         // The hold lapses within a lease of the last time it was renewed, and the server's clock may be a little slower.
         let give_up = core.clock.now().plus(lease + lease / 10);
-        chores.pending.insert(request, Chore { call, give_up, tell });
+        chores.count += 1;
+        let chore = Chore {
+            number: chores.count,
+            call,
+            give_up,
+            tell,
+        };
+        chores.pending.insert(request, chore);
         chores.fresh.push(request);
         drop(chores);
         self.more.notify_one();
@@ -109,9 +129,36 @@ impl Reaper {
         self.chores.lock().pending.is_empty()
     }
 
-    /// Wakes [`run`](Self::run) to see that the client ends.
-    pub(crate) fn nudge(&self) {
+    /// The client ends, and has handed in all that it had: [`run`](Self::run) ends when that is done.
+    pub(crate) fn finish(&self) {
+        self.chores.lock().last = true;
         self.more.notify_one();
+    }
+
+    /// Ends it, if that is due.
+    fn is_over(&self) -> bool {
+        let mut chores = self.chores.lock();
+        chores.over |= chores.last && chores.pending.is_empty();
+        chores.over
+    }
+
+    /// Is an upgrade of this request under way to be undone? Until then the server may know it by the other request.
+    pub(crate) fn is_undoing(&self, request: RequestId) -> bool {
+        self.chores.lock().pending.values().any(
+            |chore| matches!(&chore.call.operation, Operation::Withdraw(w) if w.upgrade_of == Some(request)),
+        )
+    }
+
+    /// Resolves when no upgrade of this request is to be undone any more.
+    pub(crate) async fn undone(&self, request: RequestId) {
+        loop {
+            let mut struck = std::pin::pin!(self.struck.notified());
+            struck.as_mut().enable();
+            if !self.is_undoing(request) {
+                return;
+            }
+            struck.await;
+        }
     }
 
     /// Blocks until nothing is left to do, at most for `within`.
@@ -135,7 +182,7 @@ impl Reaper {
                 .into_iter()
                 .collect();
             doing.extend(fresh.into_iter().map(|request| self.carry_out(core, request)));
-            if doing.is_empty() && core.is_ending() && self.is_settled() {
+            if doing.is_empty() && self.is_over() {
                 return;
             }
             tokio::select! {
@@ -147,8 +194,8 @@ impl Reaper {
 
     async fn carry_out(&self, core: &Core, request: RequestId) {
         loop {
-            let (call, give_up) = match self.chores.lock().pending.get(&request) {
-                Some(chore) => (chore.call.clone(), chore.give_up),
+            let (number, call, give_up) = match self.chores.lock().pending.get(&request) {
+                Some(chore) => (chore.number, chore.call.clone(), chore.give_up),
                 None => return,
             };
             let outcome = tokio::select! {
@@ -156,17 +203,17 @@ impl Reaper {
                 outcome = core.backend.call(&call) => outcome,
                 () = core.clock.sleep_until(give_up) => {
                     tracing::warn!(name = %call.name, "gave up giving back: its lease has run out by now");
-                    return self.strike(request, None);
+                    return self.strike(request, number, None);
                 }
             };
             match outcome {
                 Ok(heard) => {
                     core.hear(&heard);
-                    return self.strike(request, Some(heard.answer.reply));
+                    return self.strike(request, number, Some(heard.answer.reply));
                 }
                 Err(Failure::No(error)) => {
                     tracing::warn!(name = %call.name, %error, "could not give back; its lease will run out");
-                    return self.strike(request, None);
+                    return self.strike(request, number, None);
                 }
                 Err(Failure::Unknown(_)) => {
                     if let Some(chore) = self.chores.lock().pending.get_mut(&request)
@@ -180,29 +227,30 @@ impl Reaper {
         }
     }
 
-    fn strike(&self, request: RequestId, reply: Option<Reply>) {
+    fn strike(&self, request: RequestId, number: u64, reply: Option<Reply>) {
         let mut chores = self.chores.lock();
-        let chore = chores.pending.remove(&request);
+        let current = chores.pending.get(&request).is_some_and(|chore| chore.number == number);
+        let chore = current.then(|| chores.pending.remove(&request)).flatten();
         let settled = chores.pending.is_empty();
         drop(chores);
         if let (Some(chore), Some(reply)) = (chore, reply) {
             answer(chore.tell, reply);
         }
+        self.struck.notify_waiters();
         if settled {
             self.done.notify_all();
-            self.settled.notify_waiters();
         }
     }
 
     /// Resolves when nothing is left to do.
     pub(crate) async fn settled(&self) {
         loop {
-            let mut settled = std::pin::pin!(self.settled.notified());
-            settled.as_mut().enable();
+            let mut struck = std::pin::pin!(self.struck.notified());
+            struck.as_mut().enable();
             if self.is_settled() {
                 return;
             }
-            settled.await;
+            struck.await;
         }
     }
 }

@@ -631,13 +631,14 @@ impl LockState {
         from: RequestId,
         cx: &Context<'_>,
     ) -> bool {
-        if self.ending(from, 0, cx) != Ending::Unknown {
+        let is_there = self.granted(owner, from).is_some() || self.waiters.contains_key(&from);
+        if is_there || self.ending(from, 0, cx) != Ending::Unknown {
             return self.drop_granted(owner, request);
         }
         let mut hold = self.holds.get(&owner).cloned().unwrap_or_default();
         for g in hold.iter_mut().filter(|g| g.request == request) {
             g.request = from;
-            g.mode = Mode::Upgradable;
+            g.mode = g.mode.min(Mode::Upgradable);
         }
         self.settle_owner(owner, hold)
     }

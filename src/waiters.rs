@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::backend::{Failure, Heard};
 use crate::clock::Moment;
 use crate::core::Core;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::protocol::{Call, Ending, Grant, MAX_BATCH, Member, Name, Operation, Polled, Reply, RequestId};
 use crate::watchdog::{Granting, Held, Keep};
 
@@ -37,6 +37,9 @@ pub(crate) struct Wanted {
     pub(crate) member: Member,
     pub(crate) keep: Keep,
     pub(crate) label: String,
+    pub(crate) upgrade_of: Option<RequestId>,
+    /// Before it was first sent.
+    pub(crate) asked: Moment,
 }
 
 #[derive(Default)]
@@ -50,6 +53,8 @@ struct Line {
     slots: HashMap<RequestId, Slot>,
     agenda: BTreeSet<(Moment, RequestId)>,
     asleep_until: Option<Moment>,
+    /// The client ends: nobody gets in line any more.
+    closed: bool,
 }
 
 struct Slot {
@@ -77,11 +82,15 @@ impl Line {
 }
 
 impl Waiters {
-    /// Before the request is sent: its grant may come before its reply.
-    pub(crate) fn expect(&self, core: &Core, wanted: Wanted) -> oneshot::Receiver<Outcome> {
+    /// Before the request is sent: its grant may come before its reply. Fails when the client ends: whatever is expected before
+    /// that is withdrawn by [`fail_all`](Self::fail_all), and nothing is sent after it.
+    pub(crate) fn expect(&self, core: &Core, wanted: Wanted) -> Result<oneshot::Receiver<Outcome>, Error> {
         let (tell, told) = oneshot::channel();
         let request = wanted.member.request;
         let mut line = self.line.lock();
+        if line.closed {
+            return Err(ErrorKind::Closed.into());
+        }
         line.slots.insert(
             request,
             Slot {
@@ -92,7 +101,15 @@ impl Waiters {
             },
         );
         line.schedule(request, Moment::FAR);
-        told
+        Ok(told)
+    }
+
+    /// A reply: it is granted. `None` when it has been told something else in the meantime.
+    pub(crate) fn keep(&self, core: &Core, grant: Granting) -> Option<Arc<Held>> {
+        let mut line = self.line.lock();
+        line.remove(grant.member.request)?;
+        // Under the mutex: a client that ends has either failed it or finds it with the watchdog.
+        Some(core.watchdog.keep(core, grant))
     }
 
     /// It is in line, says the server. `wake_ms` is when the first in line should look again.
@@ -120,19 +137,27 @@ impl Waiters {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.line.lock().slots.is_empty()
+    }
+
     /// Nobody waits for it any more.
     pub(crate) fn forget(&self, request: RequestId) {
         self.line.lock().remove(request);
     }
 
     /// A push: it is granted. For a request that nobody waits for any more its withdrawal is already under way.
-    pub(crate) fn granted(&self, core: &Core, request: RequestId, grant: Grant) {
-        if let Some(slot) = self.line.lock().remove(request) {
-            self.tell(core, slot, grant, core.deadline_by_push(grant.deadline_ms));
+    pub(crate) fn granted(&self, core: &Core, request: RequestId, grant: Grant, now_us: u64) {
+        let mut line = self.line.lock();
+        if let Some(slot) = line.remove(request) {
+            let until = core.deadline_by_push(slot.wanted.asked, now_us, grant.deadline_ms);
+            Self::tell(core, slot, grant, until);
         }
     }
 
-    fn tell(&self, core: &Core, slot: Slot, grant: Grant, until: Moment) {
+    /// Under the mutex, as [`keep`](Self::keep).
+    fn tell(core: &Core, slot: Slot, grant: Grant, until: Moment) {
         let held = core.watchdog.keep(
             core,
             Granting {
@@ -155,14 +180,20 @@ impl Waiters {
     pub(crate) fn fail_all(&self, core: &Core, error: &Error) {
         let slots: Vec<Slot> = {
             let mut line = self.line.lock();
+            line.closed = true;
             line.agenda.clear();
             line.slots.drain().map(|(_, slot)| slot).collect()
         };
         for slot in slots {
             let Wanted {
-                name, member, keep, ..
+                name,
+                member,
+                keep,
+                upgrade_of,
+                ..
             } = &slot.wanted;
-            core.reaper.withdraw(core, name, *member, None, keep.lease, None);
+            core.reaper
+                .withdraw(core, name, *member, *upgrade_of, keep.lease, None);
             let _ = slot.tell.send(Outcome::Failed(error.clone()));
         }
     }
@@ -265,8 +296,9 @@ impl Waiters {
                     match *reply {
                         Polled::Queued { wake_ms } => self.queued(core, member.request, &heard, wake_ms),
                         Polled::Granted(grant) => {
-                            if let Some(slot) = self.line.lock().remove(member.request) {
-                                self.tell(core, slot, grant, core.deadline(&heard, grant.deadline_ms));
+                            let mut line = self.line.lock();
+                            if let Some(slot) = line.remove(member.request) {
+                                Self::tell(core, slot, grant, core.deadline(&heard, grant.deadline_ms));
                             }
                         }
                         Polled::NotHeld(ending) => {

@@ -49,6 +49,8 @@ pub(crate) struct Held {
     capped: AtomicBool,
     /// Its release must leave a mark.
     marked: AtomicBool,
+    /// A call is under way that gives it back or makes it another request: that the server does not know it says nothing.
+    in_doubt: AtomicBool,
     /// `max_hold` from when it was granted.
     pub(crate) cap: Moment,
     /// Valid until then, in nanoseconds of the client's clock.
@@ -74,9 +76,23 @@ impl Held {
         self.marked.store(true, Ordering::Release);
     }
 
-    fn push_out(&self, until: Moment) {
-        let nanos = u64::try_from(until.min(self.cap).0.as_nanos()).unwrap_or(u64::MAX);
-        self.until.fetch_max(nanos, Ordering::AcqRel);
+    /// While one is under way, or is being undone.
+    fn is_in_doubt(&self, core: &Core) -> bool {
+        self.in_doubt.load(Ordering::Acquire) || core.reaper.is_undoing(self.member.request)
+    }
+
+    pub(crate) fn doubt(&self, in_doubt: bool) {
+        self.in_doubt.store(in_doubt, Ordering::Release);
+    }
+
+    /// Unless it has run out by now: what has ended stays ended.
+    fn push_out(&self, now: Moment, until: Moment) {
+        let (now, until) = (nanos(now), nanos(until.min(self.cap)));
+        let _ = self
+            .until
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
+                (old > now && until > old).then_some(until)
+            });
     }
 
     /// How it ended, if it has.
@@ -114,6 +130,16 @@ impl Held {
         }
     }
 
+    /// Resolves when the hold ends by its lease, for one that the watchdog has let go of.
+    pub(crate) async fn over(&self, core: &Core) -> LostCause {
+        loop {
+            if let Some(cause) = self.end(core.clock.now()) {
+                return cause;
+            }
+            core.clock.sleep_until(self.until()).await;
+        }
+    }
+
     pub(crate) fn lost_error(&self, cause: LostCause) -> Error {
         ErrorKind::Lost {
             name: self.name.as_str().into(),
@@ -145,8 +171,6 @@ struct Kept {
     renew_at: Moment,
     /// A renewal is under way.
     renewing: bool,
-    /// Its upgrade is under way: that the server does not know it by this request says nothing.
-    upgrading: bool,
     at: Moment,
 }
 
@@ -191,12 +215,12 @@ impl Watchdog {
             label: grant.label,
             capped: AtomicBool::new(grant.keep.max_hold.is_some_and(|max| max <= grant.keep.lease)),
             marked: AtomicBool::new(grant.resent),
+            in_doubt: AtomicBool::new(false),
             cap,
-            until: AtomicU64::new(0),
+            until: AtomicU64::new(nanos(grant.until.min(cap))),
             end: Mutex::new(None),
             ended: Notify::new(),
         });
-        held.push_out(grant.until);
         let renew_at = if grant.keep.fixed && !grant.claimed {
             Moment::FAR
         } else {
@@ -212,7 +236,6 @@ impl Watchdog {
             held: held.clone(),
             renew_at,
             renewing: false,
-            upgrading: false,
             at: Moment::FAR,
         };
         holds.kept.insert(grant.member.request, kept);
@@ -238,13 +261,6 @@ impl Watchdog {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.holds.lock().kept.is_empty()
-    }
-
-    /// While an upgrade is under way the server may know the hold by either request.
-    pub(crate) fn upgrading(&self, request: RequestId, upgrading: bool) {
-        if let Some(kept) = self.holds.lock().kept.get_mut(&request) {
-            kept.upgrading = upgrading;
-        }
     }
 
     /// Ends a hold: its guard is told first, then the server is told that it may go on.
@@ -283,6 +299,7 @@ impl Watchdog {
     /// Until the client ends.
     pub(crate) async fn run(&self, core: &Core) {
         let mut renewals = FuturesUnordered::new();
+        self.begin_again();
         loop {
             let (batches, wake) = self.due(core);
             renewals.extend(batches.into_iter().map(|batch| self.renew(core, batch)));
@@ -291,6 +308,19 @@ impl Watchdog {
                 () = self.sooner.notified() => {}
                 Some(()) = renewals.next() => {}
             }
+        }
+    }
+
+    /// Renewals that a runtime left half done when it shut down are due again.
+    fn begin_again(&self) {
+        let mut holds = self.holds.lock();
+        let left: Vec<RequestId> = holds
+            .kept
+            .iter_mut()
+            .filter_map(|(request, kept)| std::mem::take(&mut kept.renewing).then_some(*request))
+            .collect();
+        for request in left {
+            holds.schedule(request);
         }
     }
 
@@ -352,24 +382,33 @@ impl Watchdog {
             name,
             operation: Operation::Renew(renewals),
         };
+        let doubts: Vec<bool> = batch.iter().map(|held| held.is_in_doubt(core)).collect();
         match core.backend.call(&call).await {
             Ok(heard) => {
                 core.hear(&heard);
                 let Reply::Renew(replies) = &heard.answer.reply else {
                     return self.renewed(core, &batch);
                 };
-                for (held, reply) in batch.iter().zip(replies) {
+                let mut again = Vec::new();
+                for ((held, reply), doubt) in batch.iter().zip(replies).zip(doubts) {
                     match *reply {
                         Renewed::Renewed { deadline_ms } => {
                             if held.cap.since(now) < held.keep.lease {
                                 held.capped.store(true, Ordering::Release);
                             }
-                            held.push_out(core.deadline(&heard, deadline_ms));
+                            held.push_out(core.clock.now(), core.deadline(&heard, deadline_ms));
                         }
-                        Renewed::NotHeld(ending) => self.not_held(core, held, ending),
+                        // It was given back, or is another request's hold at the moment.
+                        Renewed::NotHeld(Ending::Unknown) if doubt || held.is_in_doubt(core) => {
+                            again.push(held.clone());
+                        }
+                        Renewed::NotHeld(ending) => {
+                            self.lose(core, held.member.request, LostCause::of(ending));
+                        }
                     }
                 }
                 self.renewed(core, &batch);
+                self.retry(core, &again);
             }
             Err(Failure::No(error)) => {
                 tracing::warn!(name = %call.name, %error, "the server refuses to renew");
@@ -380,19 +419,6 @@ impl Watchdog {
                 tracing::debug!(name = %call.name, %error, "a renewal was not answered");
                 self.retry(core, &batch);
             }
-        }
-    }
-
-    fn not_held(&self, core: &Core, held: &Held, ending: Ending) {
-        let request = held.member.request;
-        let upgrading = self
-            .holds
-            .lock()
-            .kept
-            .get(&request)
-            .is_some_and(|kept| kept.upgrading);
-        if !(upgrading && ending == Ending::Unknown) {
-            self.lose(core, request, LostCause::of(ending));
         }
     }
 
@@ -423,6 +449,10 @@ impl Watchdog {
             holds.schedule(request);
         }
     }
+}
+
+fn nanos(moment: Moment) -> u64 {
+    u64::try_from(moment.0.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How soon a renewal is tried again that was not answered.

@@ -178,7 +178,12 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         }
         Operation::Withdraw(op) => {
             let blame = if op.blame { BLAME_ROWS } else { 0 };
-            args.extend([text(op.request), text(op.owner.wire()), text(blame)]);
+            args.extend([
+                text(op.request),
+                text(op.owner.wire()),
+                text(blame),
+                op.upgrade_of.map(text).unwrap_or_default(),
+            ]);
             &WITHDRAW
         }
         Operation::Poll(members) => {
