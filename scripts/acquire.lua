@@ -112,7 +112,7 @@ end
 
 local held = M.strongest(M.hold_of(OWNER))
 local at_once
-if held and M.RANKS[MODE] <= M.RANKS[held] then
+if held and string.byte(MODE) <= string.byte(held) then
   at_once = true
 elseif MODE == 'r' then
   at_once = M.top_mode ~= 'w' and not M.live_writer()

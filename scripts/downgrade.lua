@@ -27,7 +27,7 @@ local write_ended = M.lapse()
 local g = M.granted(OWNER, REQUEST)
 local reply
 if g and not g.revoked then
-  if M.RANKS[TO] < M.RANKS[g.mode] then
+  if string.byte(TO) < string.byte(g.mode) then
     M.replace(M.hold_of(OWNER), g, TO, g.deadline)
     g.mode = TO
   end

@@ -27,7 +27,7 @@ if M.waiting > 0 and LIMIT > 0 then
   for i, request in ipairs(requests) do
     local w = M.waiter_of(request)
     if w then
-      waits[#waits + 1] = { request, owners[i], M.WORDS[w.mode], math.floor((w.ticket + 1735689600000000) / 1000), w.label }
+      waits[#waits + 1] = { request, owners[i], M.word_of(w.mode), math.floor((w.ticket + 1735689600000000) / 1000), w.label }
     end
   end
 end

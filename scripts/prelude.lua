@@ -15,7 +15,8 @@
 --                gc       when HASH expires; see Expiry
 --                @<owner> a hold, `<r>,<u>,<w>,<due_ms>`: the depth in each mode and the earliest deadline; and after it for each
 --                         granted request, in the order of the grants, `|<request>,<mode>[+],<deadline_ms>,<since_ms>`.
---                         <mode> is r, u or w, in upper case once it is revoked; + says that it has a label
+--                         <mode> is r, u or w (the weaker the earlier in the alphabet), in upper case once it is revoked; + says
+--                         that it has a label
 --                #<request> the label of a granted request
 --   2 READERS  zset: the owners that only read, scored by their earliest deadline
 --   3 QUEUE    zset: `<request>,<owner>` of those who wait, scored by band * 2^51 + ticket; bands are -1 upgrade, 0 write,
@@ -60,10 +61,13 @@ local function machine(now_us, stored, owners, gives)
   local TRUST, CHANNEL = ARGV[5] == '1', ARGV[6]
   local now = (now_us - now_us % 1000) / 1000
   local call, pcall = redis.call, redis.pcall
-  local find, sub, match, gmatch, format = string.find, string.sub, string.match, string.gmatch, string.format
+  local find, sub, match, gmatch, format, byte = string.find, string.sub, string.match, string.gmatch, string.format, string.byte
   local huge, max, min, floor = math.huge, math.max, math.min, math.floor
-  local ENDINGS = { [0] = 'lapsed', [1] = 'revoked', [2] = 'withdrawn' }
   local CHUNK = 4000 -- arguments a call; unpack takes some 8000
+
+  local function text(number)
+    return format('%.0f', number)
+  end
 
   local M = {
     fence = tonumber(stored[1]) or 0,
@@ -74,8 +78,6 @@ local function machine(now_us, stored, owners, gives)
     marks = tonumber(stored[7]) or 0,
     ticket = tonumber(stored[8]) or 0,
     reach = 0, -- the latest deadline set in this step
-    WORDS = { r = 'read', u = 'upgradable', w = 'write' },
-    RANKS = { r = 1, u = 2, w = 3 },
     BAND = 2251799813685248,
   }
   if stored[2] then
@@ -83,12 +85,14 @@ local function machine(now_us, stored, owners, gives)
     M.top_mode, M.top_owner, M.top_due = mode, owner, tonumber(due)
   end
   local had_top, had_readers = M.top_owner, M.readers > 0
+  -- What HASH has, as far as it is written back whole; 0 is none.
   local was = {
-    fence = stored[1], top = stored[2], readers = stored[3], due = stored[4], waiting = stored[5], gc = stored[6],
-    marks = stored[7], ticket = stored[8],
+    fence = M.fence, top = stored[2] or nil, readers = M.readers, due = M.due or 0, waiting = M.waiting, gc = M.gc, marks = M.marks,
+    ticket = M.ticket,
   }
 
   local holds = {} -- by owner, as far as they were looked at
+  local dirty = {} -- the owners whose holds must be written
   local labels = {} -- by granted request: to be set, or false: to be dropped
   local reads = {} -- by owner: a new score in READERS, or false: leaves
   local line -- what was read of QUEUE since it was last written
@@ -102,10 +106,6 @@ local function machine(now_us, stored, owners, gives)
 
   -- Captured here once, so that each function below takes them over for next to nothing.
   local function make()
-    function M.text(number)
-      return format('%.0f', number)
-    end
-
     -- Wide reads -------------------------------------------------------------------------------------------------
 
     function M.hmget(key, fields)
@@ -127,11 +127,11 @@ local function machine(now_us, stored, owners, gives)
     -- Holds ------------------------------------------------------------------------------------------------------
 
     function M.keep_hold(owner, stored_text)
-      local hold = { r = 0, u = 0, w = 0, due = huge, list = '', stored = false }
+      local hold = { r = 0, u = 0, w = 0, due = huge, list = '' }
       if stored_text then
         local r, u, w, due, past = match(stored_text, '^(%d+),(%d+),(%d+),(%d+)()')
         hold.r, hold.u, hold.w, hold.due = tonumber(r), tonumber(u), tonumber(w), tonumber(due)
-        hold.list, hold.stored = sub(stored_text, past), true
+        hold.list = sub(stored_text, past)
         hold.reads = hold.r > 0 and hold.u == 0 and hold.w == 0
         hold.score = hold.due
       end
@@ -201,6 +201,11 @@ local function machine(now_us, stored, owners, gives)
       end
     end
 
+    -- A hold has changed, but not in what it counts as.
+    function M.touch(owner)
+      dirty[owner] = true
+    end
+
     -- Puts an owner where its strongest mode belongs. Tells whether a write phase ended.
     function M.settle_owner(owner)
       local hold = holds[owner]
@@ -235,8 +240,12 @@ local function machine(now_us, stored, owners, gives)
       if M.readers == 0 then
         M.due = nil
       end
-      hold.reads, hold.score, hold.dirty = mode == 'r', hold.due, true
+      hold.reads, hold.score, dirty[owner] = mode == 'r', hold.due, true
       return was_writing and not (M.top_owner == owner and M.top_mode == 'w')
+    end
+
+    function M.word_of(mode)
+      return mode == 'r' and 'read' or mode == 'u' and 'upgradable' or 'write'
     end
 
     function M.drop_granted(owner, g)
@@ -285,7 +294,8 @@ local function machine(now_us, stored, owners, gives)
         score = tonumber(call('ZSCORE', MARKS, request))
       end
       if score and floor(score) > now then
-        return ENDINGS[(score - floor(score)) * 4]
+        local kind = (score - floor(score)) * 4
+        return kind == 0 and 'lapsed' or kind == 1 and 'revoked' or 'withdrawn'
       end
       return M.fence < fence and 'forgotten' or 'unknown'
     end
@@ -316,169 +326,175 @@ local function machine(now_us, stored, owners, gives)
       return sum
     end
 
-    function M.flush()
-      local into_marks, into_reads, from_reads, into_queue, from_queue = {}, {}, {}, {}, {}
-      for request, score in pairs(marked) do
-        into_marks[#into_marks + 1] = format('%.2f', score)
-        into_marks[#into_marks + 1] = request
+    -- The first write may find a wrong type by itself; before that of a later one it must be known.
+    function M.sound(key, command, later)
+      if later and not typed[key] then
+        call(command, key)
       end
-      for owner, score in pairs(reads) do
-        if score then
-          into_reads[#into_reads + 1] = M.text(score)
-          into_reads[#into_reads + 1] = owner
-        else
-          from_reads[#from_reads + 1] = owner
-        end
-      end
-      for member, score in pairs(queue) do
-        if score then
-          into_queue[#into_queue + 1] = M.text(score)
-          into_queue[#into_queue + 1] = member
-        else
-          from_queue[#from_queue + 1] = member
-        end
-      end
-      local into_waiters, from_waiters = {}, {}
-      for field in pairs(changed) do
-        local value
-        if sub(field, 1, 1) == '@' then
-          value = asked[sub(field, 2)]
-          value = value ~= '' and value
-        else
-          local w = waiters[field]
-          value = w
-            and w.owner .. ',' .. w.band .. ',' .. M.text(w.ticket) .. ',' .. M.text(w.lease) .. ',' .. M.text(w.till) .. ',' .. w.upgrade_of .. ',' .. w.label
-        end
-        if value then
-          into_waiters[#into_waiters + 1] = field
-          into_waiters[#into_waiters + 1] = value
-        else
-          from_waiters[#from_waiters + 1] = field
-        end
-      end
+      typed[key] = true
+    end
 
-      -- The first write may find a wrong type by itself; before that of a later one it must be known.
-      local first = true
-      for _, touched in ipairs({
-        { MARKS, #into_marks, 'ZCARD' },
-        { READERS, #into_reads + #from_reads, 'ZCARD' },
-        { QUEUE, #into_queue + #from_queue, 'ZCARD' },
-        { WAITERS, #into_waiters + #from_waiters, 'HLEN' },
-      }) do
-        local key = touched[1]
-        if touched[2] > 0 then
-          if not first and not typed[key] then
-            call(touched[3], key)
-          end
-          first, typed[key] = false, true
+    -- A number in HASH; 0 is none.
+    function M.put(field, number, into, from)
+      if number ~= was[field] then
+        was[field] = number
+        if number > 0 then
+          into[#into + 1] = field
+          into[#into + 1] = text(number)
+        else
+          from[#from + 1] = field
         end
+      end
+    end
+
+    -- Writes what has been decided since the last time. In each key what comes goes in before what leaves: a key that was never
+    -- empty keeps its TTL.
+    function M.flush()
+      local any_marked, any_reads = next(marked) ~= nil, next(reads) ~= nil
+      local any_queue, any_changed = next(queue) ~= nil, next(changed) ~= nil
+      if any_marked then
+        M.sound(MARKS, 'ZCARD', false)
+      end
+      if any_reads then
+        M.sound(READERS, 'ZCARD', any_marked)
+      end
+      if any_queue then
+        M.sound(QUEUE, 'ZCARD', any_marked or any_reads)
+      end
+      if any_changed then
+        M.sound(WAITERS, 'HLEN', any_marked or any_reads or any_queue)
       end
 
       local pushed = M.reach > 0 and M.reach + RETENTION > M.gc
       if pushed then
         M.gc = M.reach + RETENTION + floor(RETENTION / 2)
       end
-      local till = M.text(M.gc - 1)
 
-      -- In each key what comes goes in before what leaves: a key that was never empty keeps its TTL.
-      if #into_marks > 0 then
-        M.write('ZREMRANGEBYSCORE', MARKS, '-inf', '(' .. M.text(now + 1))
-        M.wide('ZADD', MARKS, into_marks)
+      if any_marked then
+        local into = {}
+        for request, score in pairs(marked) do
+          into[#into + 1] = format('%.2f', score)
+          into[#into + 1] = request
+        end
+        M.write('ZREMRANGEBYSCORE', MARKS, '-inf', '(' .. text(now + 1))
+        M.wide('ZADD', MARKS, into)
         marked = {}
       end
-      if #into_reads > 0 then
-        M.wide('ZADD', READERS, into_reads)
-      end
-      if #from_reads > 0 then
-        M.wide('ZREM', READERS, from_reads)
-      end
-      local had_waiting = was.waiting
-      if #into_queue > 0 then
-        M.wide('ZADD', QUEUE, into_queue)
-      end
-      if #from_queue > 0 then
-        M.waiting = max(0, (tonumber(was.waiting) or 0) - M.wide('ZREM', QUEUE, from_queue))
-      end
-      if #into_queue > 0 then
-        M.waiting = call('ZCARD', QUEUE)
-      end
-      if #into_waiters > 0 then
-        M.wide('HSET', WAITERS, into_waiters)
-      end
-      if #from_waiters > 0 then
-        M.wide('HDEL', WAITERS, from_waiters)
-      end
-      if #into_queue + #from_queue > 0 then
-        queue, line = {}, nil
-      end
-      changed = {}
 
-      local into, from = {}, {}
-      for owner, hold in pairs(holds) do
-        if hold.dirty then
-          hold.dirty = false
-          if hold.list ~= '' then
-            into[#into + 1] = '@' .. owner
-            into[#into + 1] = hold.r .. ',' .. hold.u .. ',' .. hold.w .. ',' .. M.text(hold.due) .. hold.list
-            hold.stored = true
-          elseif hold.stored then
-            from[#from + 1] = '@' .. owner
-            hold.stored = false
+      if any_reads then
+        local into, from = {}, {}
+        for owner, score in pairs(reads) do
+          if score then
+            into[#into + 1] = text(score)
+            into[#into + 1] = owner
+          else
+            from[#from + 1] = owner
           end
         end
-      end
-      for request, label in pairs(labels) do
-        if label then
-          into[#into + 1] = '#' .. request
-          into[#into + 1] = label
-        else
-          from[#from + 1] = '#' .. request
-        end
-      end
-      local readers_made = not was.readers
-      local is = {
-        fence = M.fence > 0 and M.text(M.fence),
-        top = M.top_owner and M.top_mode .. ',' .. M.top_owner .. ',' .. M.text(M.top_due),
-        readers = M.readers > 0 and M.text(M.readers),
-        due = M.due and M.text(M.due),
-        waiting = M.waiting > 0 and M.text(M.waiting),
-        gc = M.gc > 0 and M.text(M.gc),
-        marks = M.marks > 0 and M.text(M.marks),
-        ticket = M.ticket > 0 and M.text(M.ticket),
-      }
-      for field, before in pairs(was) do
-        if before and not is[field] then
-          from[#from + 1] = field
-        end
-      end
-      for field, value in pairs(is) do
-        if value and value ~= was[field] then
-          into[#into + 1] = field
-          into[#into + 1] = value
-        end
-      end
-      was = is
-      if #into > 0 then
-        M.wide('HSET', HASH, into)
-      end
-      if #from > 0 then
-        M.wide('HDEL', HASH, from)
+        M.wide('ZADD', READERS, into)
+        M.wide('ZREM', READERS, from)
+        reads = {}
       end
 
+      if any_queue then
+        local into, from = {}, {}
+        for member, score in pairs(queue) do
+          if score then
+            into[#into + 1] = text(score)
+            into[#into + 1] = member
+          else
+            from[#from + 1] = member
+          end
+        end
+        M.wide('ZADD', QUEUE, into)
+        M.waiting = max(0, was.waiting - M.wide('ZREM', QUEUE, from))
+        if #into > 0 then
+          M.waiting = call('ZCARD', QUEUE)
+        end
+        queue, line = {}, nil
+      end
+
+      if any_changed then
+        local into, from = {}, {}
+        for field in pairs(changed) do
+          local value
+          if byte(field) == 64 then
+            value = asked[sub(field, 2)]
+            value = value ~= '' and value
+          else
+            local w = waiters[field]
+            value = w
+              and format('%s,%d,%.0f,%.0f,%.0f,%s,', w.owner, w.band, w.ticket, w.lease, w.till, w.upgrade_of) .. w.label
+          end
+          if value then
+            into[#into + 1] = field
+            into[#into + 1] = value
+          else
+            from[#from + 1] = field
+          end
+        end
+        M.wide('HSET', WAITERS, into)
+        M.wide('HDEL', WAITERS, from)
+        changed = {}
+      end
+
+      local into, from = {}, {}
+      for owner in pairs(dirty) do
+        local hold = holds[owner]
+        if hold.list ~= '' then
+          into[#into + 1] = '@' .. owner
+          into[#into + 1] = format('%d,%d,%d,%.0f', hold.r, hold.u, hold.w, hold.due) .. hold.list
+        else
+          from[#from + 1] = '@' .. owner
+        end
+      end
+      dirty = {}
+      if next(labels) ~= nil then
+        for request, label in pairs(labels) do
+          if label then
+            into[#into + 1] = '#' .. request
+            into[#into + 1] = label
+          else
+            from[#from + 1] = '#' .. request
+          end
+        end
+        labels = {}
+      end
+      local top = M.top_owner and format('%s,%s,%.0f', M.top_mode, M.top_owner, M.top_due)
+      if top ~= was.top then
+        if top then
+          into[#into + 1] = 'top'
+          into[#into + 1] = top
+        else
+          from[#from + 1] = 'top'
+        end
+        was.top = top
+      end
+      local no_readers, none_waiting = was.readers == 0, was.waiting == 0
+      M.put('fence', M.fence, into, from)
+      M.put('readers', M.readers, into, from)
+      M.put('due', M.due or 0, into, from)
+      M.put('waiting', M.waiting, into, from)
+      M.put('ticket', M.ticket, into, from)
+      M.put('marks', M.marks, into, from)
+      M.put('gc', M.gc, into, from)
+      M.wide('HSET', HASH, into)
+      M.wide('HDEL', HASH, from)
+
       if pushed then
-        call('PEXPIREAT', HASH, M.text(M.gc))
+        call('PEXPIREAT', HASH, text(M.gc))
       end
-      if M.marks > now and (pushed or #into_marks > 0) then
-        call('PEXPIREAT', MARKS, till)
+      local till = M.gc - 1
+      if any_marked or (pushed and M.marks > now) then
+        call('PEXPIREAT', MARKS, text(till))
       end
-      if M.readers > 0 and (pushed or (readers_made and #into_reads > 0)) then
-        call('PEXPIREAT', READERS, till)
+      if M.readers > 0 and (pushed or (no_readers and any_reads)) then
+        call('PEXPIREAT', READERS, text(till))
       end
-      if M.waiting > 0 and (pushed or (not had_waiting and #into_queue > 0)) then
-        call('PEXPIREAT', QUEUE, till)
-        call('PEXPIREAT', WAITERS, till)
+      if M.waiting > 0 and (pushed or (none_waiting and any_queue)) then
+        call('PEXPIREAT', QUEUE, text(till))
+        call('PEXPIREAT', WAITERS, text(till))
       end
-      reads, labels = {}, {}
     end
 
     -- Time -------------------------------------------------------------------------------------------------------
@@ -519,12 +535,12 @@ local function machine(now_us, stored, owners, gives)
         write_ended = M.lapse_owner(M.top_owner)
       end
       if late then
-        local gone = call('ZRANGEBYSCORE', READERS, '-inf', M.text(now))
+        local gone = call('ZRANGEBYSCORE', READERS, '-inf', text(now))
         M.load_holds(gone)
         for _, owner in ipairs(gone) do
           M.lapse_owner(owner)
         end
-        local next_due = call('ZRANGEBYSCORE', READERS, '(' .. M.text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+        local next_due = call('ZRANGEBYSCORE', READERS, '(' .. text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
         M.due = tonumber(next_due) or huge
         for _, score in pairs(reads) do
           M.due = min(M.due, score or huge)
@@ -605,7 +621,7 @@ local function machine(now_us, stored, owners, gives)
     -- Reads on in a band; all of it with -1.
     function M.read_on(band, count)
       local members = line[band]
-      local more = call('ZRANGEBYSCORE', QUEUE, M.text(band * M.BAND), '(' .. M.text((band + 1) * M.BAND), 'LIMIT', #members, count)
+      local more = call('ZRANGEBYSCORE', QUEUE, text(band * M.BAND), '(' .. text((band + 1) * M.BAND), 'LIMIT', #members, count)
       for _, member in ipairs(more) do
         members[#members + 1] = member
       end
@@ -737,7 +753,7 @@ local function machine(now_us, stored, owners, gives)
         M.fence = max(M.fence + 1, now_us)
       end
       local has_label = w.label ~= ''
-      hold.list = hold.list .. '|' .. w.request .. ',' .. w.mode .. (has_label and '+,' or ',') .. M.text(deadline) .. ',' .. M.text(now)
+      hold.list = hold.list .. '|' .. w.request .. ',' .. w.mode .. (has_label and '+,' or ',') .. text(deadline) .. ',' .. text(now)
       hold[w.mode] = hold[w.mode] + 1
       hold.due = hold.due and min(hold.due, deadline)
       if has_label then
@@ -771,7 +787,7 @@ local function machine(now_us, stored, owners, gives)
           return
         end
         if w then
-          if M.RANKS[w.mode] <= M.RANKS[held] then
+          if byte(w.mode) <= byte(held) then
             M.leave(request)
             if w.till > now and (w.upgrade_of == '' or M.granted(owner, w.upgrade_of)) then
               batch[#batch + 1] = M.grant(w)
@@ -816,6 +832,11 @@ local function machine(now_us, stored, owners, gives)
       end
     end
 
+    -- Tells whether it was heard, as far as one can know.
+    function M.tell(client, words)
+      return call('PUBLISH', CHANNEL .. client, table.concat(words, ' ')) > 0 or not TRUST
+    end
+
     -- Tells the clients of a batch, each at once of all it got; takes back what was not heard. Tells whether anything was.
     function M.deliver(batch)
       M.flush()
@@ -829,15 +850,15 @@ local function machine(now_us, stored, owners, gives)
       end
       local unheard = false
       for _, client in ipairs(clients) do
-        local words = { 'granted ' .. M.text(now_us) }
+        local words = { 'granted ' .. text(now_us) }
         for _, undo in ipairs(of[client]) do
           local g = M.granted(undo.owner, undo.request)
           if g then
             local fence, deadline, depth = M.grant_of(undo.owner, g)
-            words[#words + 1] = undo.request .. ',' .. M.text(fence) .. ',' .. M.text(deadline) .. ',' .. depth
+            words[#words + 1] = undo.request .. ',' .. text(fence) .. ',' .. text(deadline) .. ',' .. depth
           end
         end
-        if call('PUBLISH', CHANNEL .. client, table.concat(words, ' ')) == 0 and TRUST then
+        if not M.tell(client, words) then
           unheard = true
           for _, undo in ipairs(of[client]) do
             local hold, g, from = M.hold_of(undo.owner), M.granted(undo.owner, undo.request), undo.from
@@ -845,7 +866,7 @@ local function machine(now_us, stored, owners, gives)
               M.replace(hold, g)
             end
             if from then
-              hold.list = hold.list .. '|' .. from.request .. ',' .. from.letter .. from.label .. ',' .. M.text(from.deadline) .. ',' .. M.text(from.since)
+              hold.list = hold.list .. '|' .. from.request .. ',' .. from.letter .. from.label .. ',' .. text(from.deadline) .. ',' .. text(from.since)
               hold[from.mode] = hold[from.mode] + 1
               hold.due = nil
               if undo.label then
@@ -908,7 +929,7 @@ local function machine(now_us, stored, owners, gives)
       for _, owner in ipairs(of) do
         for request, letter, label, deadline, since in gmatch(holds[owner].list, '|([^,]+),(%a)(%+?),(%d+),(%d+)') do
           local mode = string.lower(letter)
-          rows[#rows + 1] = { request, owner, M.WORDS[mode], tonumber(since), tonumber(deadline), letter == mode and 0 or 1, '' }
+          rows[#rows + 1] = { request, owner, M.word_of(mode), tonumber(since), tonumber(deadline), letter == mode and 0 or 1, '' }
           if label ~= '' then
             labelled[#labelled + 1], fields[#fields + 1] = rows[#rows], '#' .. request
           end

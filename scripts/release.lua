@@ -10,7 +10,7 @@
 --   8 owner
 --   9 fence     the one it was granted with: a server that knows only smaller ones has lost data
 --  10 again     1: sent before, answer unknown
---  11 mark      1: its acquisition was sent more than once; leave a mark, as a copy may still arrive
+--  11 mark      1: its acquisition was sent more than once; leave a mark if there is none, as a copy may still arrive
 -- Replies
 --   released
 --   not_held  lapsed, revoked, withdrawn, forgotten or unknown

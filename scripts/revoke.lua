@@ -34,7 +34,7 @@ for _, owner in ipairs(owners) do
   for request, deadline in string.gmatch(hold.list, '|([^,]+),[^,]+,(%d+)') do
     local client = string.match(request, '^[^.]*')
     if not messages[client] then
-      clients[#clients + 1], messages[client] = client, { 'revoked ' .. M.text(now_us) }
+      clients[#clients + 1], messages[client] = client, { string.format('revoked %.0f', now_us) }
     end
     table.insert(messages[client], request)
     count, last = count + 1, math.max(last, tonumber(deadline))
@@ -42,11 +42,11 @@ for _, owner in ipairs(owners) do
   hold.list = string.gsub(hold.list, '|[^,]+,%l', function(start)
     return string.sub(start, 1, -2) .. string.upper(string.sub(start, -1))
   end)
-  hold.dirty = true
+  M.touch(owner)
 end
 M.flush()
 for _, client in ipairs(clients) do
-  redis.call('PUBLISH', CHANNEL .. client, table.concat(messages[client], ' '))
+  M.tell(client, messages[client])
 end
 M.advance(write_ended)
 M.flush()

@@ -124,17 +124,20 @@ impl Hold {
                 mark: self.held.is_marked(),
             }),
         };
-        // A renewal that is made while the answer is under way would find the hold gone, and call it lost.
-        self.core().watchdog.forget(self.held.member.request);
+        // The watchdog keeps it until the answer: a client that ends meanwhile must find it there. That a renewal finds the hold
+        // gone says nothing while it is in doubt.
         let released = self
-            .insist(call, self.held.over(self.core()), |reply| match reply {
+            .insist(call, self.held.lost(self.core()), |reply| match reply {
                 Reply::Release(Released::Released) => Some(Ok(())),
                 Reply::Release(Released::NotHeld(ending)) => Some(Err(*ending)),
                 _ => None,
             })
             .await;
         // What is not known to be back, the drop gives back.
-        self.spent = released.is_ok();
+        if released.is_ok() {
+            self.core().watchdog.forget(self.held.member.request);
+            self.spent = true;
+        }
         released
     }
 

@@ -211,9 +211,11 @@ impl Reaper {
                     core.hear(&heard);
                     return self.strike(request, number, Some(heard.answer.reply));
                 }
+                // The server may change its mind: it was only out of memory, or a replica.
                 Err(Failure::No(error)) => {
-                    tracing::warn!(name = %call.name, %error, "could not give back; its lease will run out");
-                    return self.strike(request, number, None);
+                    tracing::warn!(name = %call.name, %error, "the server refuses to take a hold back; asking again");
+                    let again = core.clock.now().plus(REFUSED);
+                    core.clock.sleep_until(again.min(give_up)).await;
                 }
                 Err(Failure::Unknown(_)) => {
                     if let Some(chore) = self.chores.lock().pending.get_mut(&request)
@@ -254,6 +256,9 @@ impl Reaper {
         }
     }
 }
+
+/// How soon is tried again what the server has refused.
+const REFUSED: Duration = Duration::from_millis(100);
 
 fn answer(tell: Option<oneshot::Sender<Withdrawn>>, reply: Reply) {
     if let (Some(tell), Reply::Withdraw(withdrawn)) = (tell, reply) {

@@ -130,16 +130,6 @@ impl Held {
         }
     }
 
-    /// Resolves when the hold ends by its lease, for one that the watchdog has let go of.
-    pub(crate) async fn over(&self, core: &Core) -> LostCause {
-        loop {
-            if let Some(cause) = self.end(core.clock.now()) {
-                return cause;
-            }
-            core.clock.sleep_until(self.until()).await;
-        }
-    }
-
     pub(crate) fn lost_error(&self, cause: LostCause) -> Error {
         ErrorKind::Lost {
             name: self.name.as_str().into(),

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 use relatch::Relatch;
@@ -74,6 +74,8 @@ fn builder() -> relatch::Builder {
     Relatch::builder()
         .lease(LEASE)
         .claim(LEASE)
+        // The last fence is all that a name leaves on a server.
+        .fence_retention(Duration::from_secs(60))
         .connect_timeout(Duration::from_secs(3))
         .patience(Duration::from_secs(5))
 }
@@ -86,9 +88,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         .context("the scan panicked")??;
     let relatch = match &args.redis {
         None => builder().embedded()?,
-        Some(url) => builder().url(url).connect().await.context(
-            "the demo needs the Redis server that --redis (or RELATCH_REDIS) names; without it, it runs in this process",
-        )?,
+        Some(url) => {
+            let connected = builder().url(url).connect().await;
+            connected.map_err(|error| anyhow!("{error}; without --redis the demo needs no server"))?
+        }
     };
     // A name of its own: demos on one server do not meet.
     let name = format!("relatch-demo/{}", relatch::Owner::new());
@@ -258,7 +261,7 @@ impl Progress {
     fn new(seconds: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(seconds * 1000);
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:24} {msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:20} {wide_msg}") {
                 bar.set_style(style);
             }
             bar
@@ -304,7 +307,7 @@ impl Progress {
 
 fn counts_line(counts: &Counts) -> String {
     format!(
-        "{} read, {} upgradable, {} write; {} levels deep; {} stale writes refused",
+        "{} read, {} upgradable, {} write, {} deep; {} stale refused",
         HumanCount(counts.read.acquired),
         HumanCount(counts.upgradable.acquired),
         HumanCount(counts.write.acquired),

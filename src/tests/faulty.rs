@@ -23,7 +23,7 @@ use crate::guard::{ReadGuard, UpgradableGuard, WriteGuard};
 use crate::lock::RwLock;
 use crate::owner::Owner;
 use crate::protocol::{
-    Call, ClientId, ClientInfo, HeldRow, Mode, Name, Operation, Push, Reply, Snapshot,
+    Call, ClientId, ClientInfo, HeldRow, Mode, Name, Operation, Push, Release, Reply, Snapshot,
 };
 
 /// What becomes of one call.
@@ -409,6 +409,29 @@ impl Client {
         }
     }
 
+    /// The server's time.
+    pub(super) fn server_ms(&self) -> u64 {
+        let call = Call {
+            name: Name::new(NAME).expect("a name"),
+            operation: Operation::Inspect(0),
+        };
+        self.wire.apply(&call).expect("an answer").answer.now_us / 1000
+    }
+
+    /// Gives back behind its holder's back.
+    pub(super) fn take_back(&self, row: &HeldRow) {
+        self.wire.apply(&Call {
+            name: Name::new(NAME).expect("a name"),
+            operation: Operation::Release(Release {
+                request: row.request,
+                owner: row.owner,
+                fence: 0,
+                again: false,
+                mark: false,
+            }),
+        });
+    }
+
     /// What the server has of one owner.
     pub(super) fn server_has_of(&self, owner: &Owner) -> Vec<HeldRow> {
         let mut rows = self.server_has().holding;
@@ -492,7 +515,7 @@ impl<T> ByHand<T> {
 
 /// Lets the clients' tasks do what they can do now.
 pub(super) async fn work() {
-    for _ in 0..16 {
+    for _ in 0..6 {
         tokio::task::yield_now().await;
     }
 }
@@ -503,7 +526,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(10);
 /// Lets the clients' tasks do what they can do within a short time: enough for some tries, too short for a lease or a claim.
 pub(super) async fn settle(clock: &Clock) {
     work().await;
-    for _ in 0..6 {
+    for _ in 0..12 {
         clock.advance(PAUSE);
         work().await;
     }
@@ -512,7 +535,7 @@ pub(super) async fn settle(clock: &Clock) {
 /// Runs on a runtime of its own, with the clients on it; nothing else does anything.
 pub(super) fn alone(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_time()
         .build()
         .expect("a runtime")
         .block_on(test);

@@ -14,8 +14,8 @@ use std::sync::LazyLock;
 use redis::Value;
 
 use crate::protocol::{
-    Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId, Polled, Push,
-    Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
+    Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId,
+    Polled, Push, Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
 };
 use crate::state::{BLAME_ROWS, Tuning};
 
@@ -77,7 +77,10 @@ pub(super) fn channel(client: ClientId) -> String {
 fn in_braces(name: &Name) -> Cow<'_, str> {
     let name = name.as_str();
     if name.contains(['%', '{', '}']) {
-        name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D").into()
+        name.replace('%', "%25")
+            .replace('{', "%7B")
+            .replace('}', "%7D")
+            .into()
     } else {
         name.into()
     }
@@ -113,7 +116,11 @@ impl Encoded {
 
     fn command(&self, verb: &str, script: &str) -> redis::Cmd {
         let mut command = redis::cmd(verb);
-        command.arg(script).arg(self.keys.len()).arg(&self.keys).arg(&self.args);
+        command
+            .arg(script)
+            .arg(self.keys.len())
+            .arg(&self.keys)
+            .arg(&self.args);
         command
     }
 }
@@ -161,7 +168,12 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
             &RELEASE
         }
         Operation::Downgrade(op) => {
-            args.extend([text(op.request), text(op.owner.wire()), text(op.fence), text(op.to)]);
+            args.extend([
+                text(op.request),
+                text(op.owner.wire()),
+                text(op.fence),
+                text(op.to),
+            ]);
             &DOWNGRADE
         }
         Operation::Renew(ops) => {
@@ -237,7 +249,11 @@ type Decoded<T> = Result<T, Malformed>;
 fn instead(wanted: &str, came: &dyn fmt::Debug) -> Malformed {
     let mut came = format!("{came:?}");
     if came.len() > 200 {
-        let cut = came.char_indices().map(|(at, _)| at).take_while(|at| *at <= 200).last();
+        let cut = came
+            .char_indices()
+            .map(|(at, _)| at)
+            .take_while(|at| *at <= 200)
+            .last();
         came.truncate(cut.unwrap_or(0));
         came.push('…');
     }
@@ -270,7 +286,9 @@ impl Fields {
 
     fn text(&mut self, what: &str) -> Decoded<String> {
         match self.value(what)? {
-            Value::BulkString(bytes) => String::from_utf8(bytes).map_err(|error| instead(what, &error.into_bytes())),
+            Value::BulkString(bytes) => {
+                String::from_utf8(bytes).map_err(|error| instead(what, &error.into_bytes()))
+            }
             other => Err(instead(what, &other)),
         }
     }
@@ -453,7 +471,10 @@ pub(super) fn decode_push(payload: &[u8]) -> Decoded<Push> {
             grants: words.map(pushed_grant).collect::<Option<_>>().ok_or_else(fail)?,
         },
         "revoked" => Push::Revoked {
-            requests: words.map(RequestId::from_wire).collect::<Option<_>>().ok_or_else(fail)?,
+            requests: words
+                .map(RequestId::from_wire)
+                .collect::<Option<_>>()
+                .ok_or_else(fail)?,
         },
         _ => return Err(fail()),
     };

@@ -177,7 +177,7 @@ impl fmt::Display for Report {
             "acquired",
             "re-entered",
             "waited > 1 ms",
-            "mean wait",
+            "mean of these",
             "longest wait",
         ]);
         for (mode, of) in [
@@ -191,7 +191,11 @@ impl fmt::Display for Report {
                 HumanCount(of.reentered).to_string(),
                 HumanCount(of.waited).to_string(),
                 mean_wait(of).map_or("-".into(), ms),
-                ms(of.longest),
+                if of.acquired == 0 {
+                    "-".into()
+                } else {
+                    ms(of.longest)
+                },
             ]);
         }
         align(&mut modes);

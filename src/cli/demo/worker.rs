@@ -37,7 +37,7 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// Of the writer that overstays.
 const SHORT_LEASE: Duration = Duration::from_millis(150);
 /// A walk ends after so many folders: writers wait for it.
-const STEPS: usize = 48;
+const STEPS: usize = 32;
 
 /// The way to the referee.
 #[derive(Clone)]
@@ -183,7 +183,7 @@ impl Worker {
         for round in 0.. {
             let pause = match self.role {
                 Role::Reader => Duration::from_millis(6),
-                Role::Walker => Duration::from_millis(60),
+                Role::Walker => Duration::from_millis(100),
                 Role::Writer => Duration::from_millis(120),
             };
             // They do not all begin at once.
@@ -210,8 +210,8 @@ impl Worker {
         match self.role {
             Role::Reader => self.read(round).await,
             Role::Walker => Owner::new().scope(self.walk(round)).await,
-            Role::Writer if round % 8 == 2 && self.number == 0 => self.overstay(round).await,
-            Role::Writer if round % 3 == 1 => self.refresh_all().await,
+            Role::Writer if round % 8 == 1 && self.number == 0 => self.overstay(round).await,
+            Role::Writer if round.is_multiple_of(3) => self.refresh_all().await,
             Role::Writer => Owner::new().scope(self.refresh(round)).await,
         }
     }

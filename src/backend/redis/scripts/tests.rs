@@ -27,10 +27,22 @@ struct Server {
 impl Server {
     fn start() -> Self {
         for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
             let dir = tempfile::tempdir().unwrap();
             let child = Command::new("redis-server")
-                .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
+                .args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--port",
+                ])
                 .arg(port.to_string())
                 .arg("--dir")
                 .arg(dir.path())
@@ -38,7 +50,11 @@ impl Server {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("redis-server is installed and on the PATH");
-            let mut server = Server { child, port, _dir: dir };
+            let mut server = Server {
+                child,
+                port,
+                _dir: dir,
+            };
             let until = Instant::now() + Duration::from_secs(10);
             while Instant::now() < until && server.child.try_wait().unwrap().is_none() {
                 if let Ok(mut con) = server.try_connect()
@@ -80,7 +96,11 @@ impl Ears {
         let write = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
         write.set_nodelay(true).unwrap();
         let read = BufReader::new(write.try_clone().unwrap());
-        Self { write, read, parser: Parser::new() }
+        Self {
+            write,
+            read,
+            parser: Parser::new(),
+        }
     }
 
     fn say(&mut self, verb: &str, channel: &str) {
@@ -105,7 +125,11 @@ impl Ears {
                 // Not subscribed to anything: a plain answer.
                 Value::SimpleString(_) => return heard,
                 Value::Array(parts) => match parts.as_slice() {
-                    [Value::BulkString(kind), Value::BulkString(channel), Value::BulkString(payload)] => {
+                    [
+                        Value::BulkString(kind),
+                        Value::BulkString(channel),
+                        Value::BulkString(payload),
+                    ] => {
                         assert_eq!(kind, b"message");
                         heard.push((String::from_utf8(channel.clone()).unwrap(), payload.clone()));
                     }
@@ -117,7 +141,17 @@ impl Ears {
     }
 }
 
-const TUNING: Tuning = Tuning { claim_ms: 5_000, mark_ms: 20_000, retention_ms: 100_000 };
+const TUNING: Tuning = Tuning {
+    claim_ms: 5_000,
+    mark_ms: 20_000,
+    retention_ms: 100_000,
+};
+/// For tests in real time: a slow machine must not come near it.
+const LONG: Tuning = Tuning {
+    claim_ms: 600_000,
+    mark_ms: 600_000,
+    retention_ms: 86_400_000,
+};
 const CLIENTS: usize = 4;
 
 /// Ids whose order as bytes is their order as base64, so that both sides break ties alike.
@@ -135,7 +169,10 @@ fn reader(n: usize) -> OwnerId {
 }
 
 fn request(client_n: usize, number: u64) -> RequestId {
-    RequestId { client: client(client_n), number }
+    RequestId {
+        client: client(client_n),
+        number,
+    }
 }
 
 fn name(text: &str) -> Name {
@@ -143,16 +180,34 @@ fn name(text: &str) -> Name {
 }
 
 fn acquire(request: RequestId, owner: OwnerId, mode: Mode) -> Acquire {
-    Acquire { request, owner, mode, wait: true, lease_ms: 30_000, ticket: 0, upgrade_of: None, label: String::new() }
+    Acquire {
+        request,
+        owner,
+        mode,
+        wait: true,
+        lease_ms: 600_000,
+        ticket: 0,
+        upgrade_of: None,
+        label: String::new(),
+    }
 }
 
 fn release(request: RequestId, owner: OwnerId) -> Operation {
-    Operation::Release(Release { request, owner, fence: 0, again: false, mark: false })
+    Operation::Release(Release {
+        request,
+        owner,
+        fence: 0,
+        again: false,
+        mark: false,
+    })
 }
 
 fn try_run(con: &mut Connection, name: &Name, operation: Operation) -> Result<Reply, String> {
-    let call = Call { name: name.clone(), operation };
-    let encoded = encode(&call, 7, &TUNING, true);
+    let call = Call {
+        name: name.clone(),
+        operation,
+    };
+    let encoded = encode(&call, 7, &LONG, true);
     let value: Value = match encoded.evalsha().query(con) {
         Err(error) if error.code() == Some("NOSCRIPT") => encoded.eval().query(con),
         other => other,
@@ -197,11 +252,34 @@ struct Step {
 /// Numbers called `which` choose among what was asked for so far.
 #[derive(Clone, Debug)]
 enum Act {
-    Acquire { repeat: Option<u8>, client: usize, owner: usize, mode: Mode, wait: bool, lease_ms: u64, ticket: u64, upgrade: u8, label: usize },
-    Release { which: u8, fence: u8, again: bool, mark: bool },
-    Downgrade { which: u8, fence: u8, to: Mode },
+    Acquire {
+        repeat: Option<u8>,
+        client: usize,
+        owner: usize,
+        mode: Mode,
+        wait: bool,
+        lease_ms: u64,
+        ticket: u64,
+        upgrade: u8,
+        label: usize,
+    },
+    Release {
+        which: u8,
+        fence: u8,
+        again: bool,
+        mark: bool,
+    },
+    Downgrade {
+        which: u8,
+        fence: u8,
+        to: Mode,
+    },
     Renew(Vec<(u8, u8, u64, bool)>),
-    Withdraw { which: u8, blame: bool, upgrade: u8 },
+    Withdraw {
+        which: u8,
+        blame: bool,
+        upgrade: u8,
+    },
     Poll(Vec<u8>),
     Revoke(Option<usize>),
     Inspect(usize),
@@ -246,10 +324,22 @@ fn some_step() -> impl Strategy<Value = Step> {
 }
 
 fn some_steps() -> impl Strategy<Value = (bool, Vec<Step>)> {
-    (prop::bool::weighted(0.9), prop::collection::vec(some_step(), 1..120))
+    (
+        prop::bool::weighted(0.9),
+        prop::collection::vec(some_step(), 1..120),
+    )
 }
 
-const LABELS: [&str; 8] = ["", "", "", "", "plain", "with,commas|and #@+\n lines", "nul\0nul", "ünï 'quoted' %d %s ]]"];
+const LABELS: [&str; 8] = [
+    "",
+    "",
+    "",
+    "",
+    "plain",
+    "with,commas|and #@+\n lines",
+    "nul\0nul",
+    "ünï 'quoted' %d %s ]]",
+];
 
 struct Bench {
     con: Connection,
@@ -269,13 +359,23 @@ impl Bench {
         let shas = ALL
             .iter()
             .map(|script| {
-                let source = script.source.replace(CLOCK, "local time = redis.call('HMGET', 'now', 's', 'us')");
+                let source = script
+                    .source
+                    .replace(CLOCK, "local time = redis.call('HMGET', 'now', 's', 'us')");
                 let sha: String = cmd("SCRIPT").arg("LOAD").arg(source).query(&mut con).unwrap();
                 (script.name, sha)
             })
             .collect();
         let ears = Ears::of(&server);
-        Self { con, ears, shas, names: 0, steps: 0, words: BTreeSet::new(), _server: server }
+        Self {
+            con,
+            ears,
+            shas,
+            names: 0,
+            steps: 0,
+            words: BTreeSet::new(),
+            _server: server,
+        }
     }
 
     /// Runs a sequence on a new name, on both sides.
@@ -298,10 +398,16 @@ impl Bench {
             now_us += step.pass_us;
             let before = state.normal(now_us);
             let pick = |which: u8| match known.as_slice() {
-                [] => Member { request: request(0, 999), owner: owner(0) },
+                [] => Member {
+                    request: request(0, 999),
+                    owner: owner(0),
+                },
                 // The latest are the likeliest to be there still.
                 known if which < 200 => known[known.len() - 1 - usize::from(which) % known.len().min(12)],
-                known => Member { request: known[usize::from(which) % known.len()].request, owner: owner(usize::from(which) % 5) },
+                known => Member {
+                    request: known[usize::from(which) % known.len()].request,
+                    owner: owner(usize::from(which) % 5),
+                },
             };
             let fence_like = |n: u8| match n {
                 0..=200 => before.fence,
@@ -314,13 +420,26 @@ impl Bench {
                     self.ears.hear(client(*n), *yes);
                     continue;
                 }
-                Act::Acquire { repeat, client, owner: by, mode, wait, lease_ms, ticket, upgrade, label } => {
+                Act::Acquire {
+                    repeat,
+                    client,
+                    owner: by,
+                    mode,
+                    wait,
+                    lease_ms,
+                    ticket,
+                    upgrade,
+                    label,
+                } => {
                     let member = match repeat {
                         // A request is always of one owner.
                         Some(which) if !known.is_empty() => known[usize::from(*which) % known.len()],
                         _ => {
                             numbers += 1;
-                            Member { request: request(*client, numbers), owner: owner(*by) }
+                            Member {
+                                request: request(*client, numbers),
+                                owner: owner(*by),
+                            }
                         }
                     };
                     let mut ticket = match ticket {
@@ -353,47 +472,96 @@ impl Bench {
                         label: LABELS[*label].into(),
                     })
                 }
-                Act::Release { which, fence, again, mark } => {
+                Act::Release {
+                    which,
+                    fence,
+                    again,
+                    mark,
+                } => {
                     let Member { request, owner } = pick(*which);
-                    Operation::Release(Release { request, owner, fence: fence_like(*fence), again: *again, mark: *mark })
+                    Operation::Release(Release {
+                        request,
+                        owner,
+                        fence: fence_like(*fence),
+                        again: *again,
+                        mark: *mark,
+                    })
                 }
                 Act::Downgrade { which, fence, to } => {
                     let Member { request, owner } = pick(*which);
-                    Operation::Downgrade(Downgrade { request, owner, fence: fence_like(*fence), to: *to })
+                    Operation::Downgrade(Downgrade {
+                        request,
+                        owner,
+                        fence: fence_like(*fence),
+                        to: *to,
+                    })
                 }
                 Act::Renew(renewals) => Operation::Renew(
                     renewals
                         .iter()
                         .map(|(which, fence, lease_ms, fixed)| {
                             let Member { request, owner } = pick(*which);
-                            Renewal { request, owner, fence: fence_like(*fence), lease_ms: *lease_ms, fixed: *fixed }
+                            Renewal {
+                                request,
+                                owner,
+                                fence: fence_like(*fence),
+                                lease_ms: *lease_ms,
+                                fixed: *fixed,
+                            }
                         })
                         .collect(),
                 ),
-                Act::Withdraw { which, blame, upgrade } => {
+                Act::Withdraw {
+                    which,
+                    blame,
+                    upgrade,
+                } => {
                     let Member { request, owner } = pick(*which);
                     let upgrade_of = match upgrade {
                         0..=200 => upgrades.get(&request).copied(),
                         201..=210 => Some(pick(*upgrade).request),
                         _ => None,
                     };
-                    Operation::Withdraw(Withdraw { request, owner, blame: *blame, upgrade_of })
+                    Operation::Withdraw(Withdraw {
+                        request,
+                        owner,
+                        blame: *blame,
+                        upgrade_of,
+                    })
                 }
                 Act::Poll(members) => Operation::Poll(members.iter().map(|which| pick(*which)).collect()),
                 Act::Revoke(of) => Operation::Revoke(of.map(owner)),
                 Act::Inspect(limit) => Operation::Inspect(*limit),
             };
-            let call = Call { name: name.clone(), operation };
+            let call = Call {
+                name: name.clone(),
+                operation,
+            };
             self.step(&mut state, &call, now_us, trust, hears)
-                .map_err(|why| format!("step {at}, {call:?}\nat {now_us}, hearing {hears:?}, before it {before:#?}\n{why}"))?;
+                .map_err(|why| {
+                    format!(
+                        "step {at}, {call:?}\nat {now_us}, hearing {hears:?}, before it {before:#?}\n{why}"
+                    )
+                })?;
         }
         Ok(())
     }
 
-    fn step(&mut self, state: &mut LockState, call: &Call, now_us: u64, trust: bool, hears: [bool; CLIENTS]) -> Result<(), String> {
+    fn step(
+        &mut self,
+        state: &mut LockState,
+        call: &Call,
+        now_us: u64,
+        trust: bool,
+        hears: [bool; CLIENTS],
+    ) -> Result<(), String> {
         let hears = |of: ClientId| (0..CLIENTS).any(|n| client(n) == of && hears[n]);
         let heard = |of: ClientId| !trust || hears(of);
-        let cx = Context { now_us, tuning: TUNING, heard: &heard };
+        let cx = Context {
+            now_us,
+            tuning: TUNING,
+            heard: &heard,
+        };
         let (expected, pushes) = state.apply(&call.operation, &cx);
         let pushes: BTreeMap<_, _> = pushes
             .into_iter()
@@ -403,7 +571,12 @@ impl Bench {
 
         let _: () = cmd("HSET")
             .arg("now")
-            .arg(&["s".to_owned(), (now_us / 1_000_000).to_string(), "us".into(), (now_us % 1_000_000).to_string()])
+            .arg(&[
+                "s".to_owned(),
+                (now_us / 1_000_000).to_string(),
+                "us".into(),
+                (now_us % 1_000_000).to_string(),
+            ])
             .query(&mut self.con)
             .unwrap();
         let encoded = encode(call, self.steps, &TUNING, trust);
@@ -419,14 +592,19 @@ impl Bench {
 
         let mut told: BTreeMap<(ClientId, bool), Push> = BTreeMap::new();
         for (to, payload) in self.ears.heard() {
-            let to = (0..CLIENTS).map(client).find(|c| channel(*c) == to).expect("a channel of a client");
+            let to = (0..CLIENTS)
+                .map(client)
+                .find(|c| channel(*c) == to)
+                .expect("a channel of a client");
             let push = decode_push(&payload).map_err(|error| error.to_string())?;
             let key = (to, matches!(push, Push::Revoked { .. }));
             match (told.get_mut(&key), push) {
                 (None, push) => {
                     told.insert(key, push);
                 }
-                (Some(Push::Granted { grants, .. }), Push::Granted { grants: more, .. }) => grants.extend(more),
+                (Some(Push::Granted { grants, .. }), Push::Granted { grants: more, .. }) => {
+                    grants.extend(more)
+                }
                 (_, push) => return Err(format!("told again: {push:?}")),
             }
         }
@@ -469,11 +647,16 @@ impl Bench {
         type Scored = Vec<(String, f64)>;
         type Read = (Bytes, Scored, Scored, Bytes, Scored, i64, i64, i64, i64, i64);
         let read: Read = pipe.query(&mut self.con).map_err(|error| error.to_string())?;
-        let (hash, readers, queue, waiting, marks, ttl_hash, ttl_readers, ttl_queue, ttl_waiters, ttl_marks) = read;
+        let (hash, readers, queue, waiting, marks, ttl_hash, ttl_readers, ttl_queue, ttl_waiters, ttl_marks) =
+            read;
         let field = |of: &str| hash.get(of).map(|value| text_of(value));
         let number = |of: &str| field(of).map_or(0, |value| value.parse::<u64>().unwrap());
 
-        let mut normal = Normal { fence: number("fence"), last_ticket: number("ticket"), ..Normal::default() };
+        let mut normal = Normal {
+            fence: number("fence"),
+            last_ticket: number("ticket"),
+            ..Normal::default()
+        };
         let owner_of = |wire: &str| OwnerId::from_wire(wire).unwrap();
         let mode_of = |letter: &str| match letter.to_lowercase().as_str() {
             "r" => Mode::Read,
@@ -498,26 +681,58 @@ impl Bench {
                     let parts: Vec<_> = text.split(',').collect();
                     let label = parts[1].strip_suffix('+').map(|_| format!("#{}", parts[0]));
                     let letter = parts[1].trim_end_matches('+');
-                    let text = label.as_ref().map_or(String::new(), |label| text_of(&hash[label]));
+                    let text = label
+                        .as_ref()
+                        .map_or(String::new(), |label| text_of(&hash[label]));
                     labels.extend(label);
-                    let (deadline, since): (u64, u64) = (parts[2].parse().unwrap(), parts[3].parse().unwrap());
+                    let (deadline, since): (u64, u64) =
+                        (parts[2].parse().unwrap(), parts[3].parse().unwrap());
                     latest = latest.max(deadline);
                     let revoked = letter.chars().all(char::is_uppercase);
-                    (RequestId::from_wire(parts[0]).unwrap(), mode_of(letter), deadline, since, revoked, text)
+                    (
+                        RequestId::from_wire(parts[0]).unwrap(),
+                        mode_of(letter),
+                        deadline,
+                        since,
+                        revoked,
+                        text,
+                    )
                 })
                 .collect();
-            for (at, mode) in [Mode::Read, Mode::Upgradable, Mode::Write].into_iter().enumerate() {
-                same("a depth in a hold", &header[at], &(hold.iter().filter(|g| g.1 == mode).count() as u64))?;
+            for (at, mode) in [Mode::Read, Mode::Upgradable, Mode::Write]
+                .into_iter()
+                .enumerate()
+            {
+                same(
+                    "a depth in a hold",
+                    &header[at],
+                    &(hold.iter().filter(|g| g.1 == mode).count() as u64),
+                )?;
             }
-            same("the earliest deadline of a hold", &header[3], &hold.iter().map(|g| g.2).min().unwrap())?;
+            same(
+                "the earliest deadline of a hold",
+                &header[3],
+                &hold.iter().map(|g| g.2).min().unwrap(),
+            )?;
             normal.holds.insert(owner_of(of), hold);
         }
         let kept: BTreeSet<_> = hash.keys().filter(|of| of.starts_with('#')).cloned().collect();
         same("the labels", &kept, &labels)?;
 
-        normal.readers = readers.iter().map(|(of, due)| (*due as u64, owner_of(of))).collect();
-        same("the count of readers", &field("readers"), &Some(readers.len()).filter(|n| *n > 0).map(|n| n.to_string()))?;
-        same("whether due is there", &field("due").is_some(), &!readers.is_empty())?;
+        normal.readers = readers
+            .iter()
+            .map(|(of, due)| (*due as u64, owner_of(of)))
+            .collect();
+        same(
+            "the count of readers",
+            &field("readers"),
+            &Some(readers.len()).filter(|n| *n > 0).map(|n| n.to_string()),
+        )?;
+        same(
+            "whether due is there",
+            &field("due").is_some(),
+            &!readers.is_empty(),
+        )?;
         if let Some((due, _)) = normal.readers.first()
             && number("due") > *due
         {
@@ -528,12 +743,24 @@ impl Bench {
             let (request, owner) = member.split_once(',').unwrap();
             let score = *score as i64;
             let (band, ticket) = (score.div_euclid(1 << 51), score.rem_euclid(1 << 51) as u64);
-            normal.queue.push((band, ticket, RequestId::from_wire(request).unwrap(), owner_of(owner)));
+            normal.queue.push((
+                band,
+                ticket,
+                RequestId::from_wire(request).unwrap(),
+                owner_of(owner),
+            ));
         }
-        same("the count of waiters", &field("waiting"), &Some(queue.len()).filter(|n| *n > 0).map(|n| n.to_string()))?;
+        same(
+            "the count of waiters",
+            &field("waiting"),
+            &Some(queue.len()).filter(|n| *n > 0).map(|n| n.to_string()),
+        )?;
         for (key, value) in &waiting {
             if let Some(of) = key.strip_prefix('@') {
-                let requests = text_of(value).split(' ').map(|r| RequestId::from_wire(r).unwrap()).collect();
+                let requests = text_of(value)
+                    .split(' ')
+                    .map(|r| RequestId::from_wire(r).unwrap())
+                    .collect();
                 normal.waiting_of.insert(owner_of(of), requests);
                 continue;
             }
@@ -554,7 +781,14 @@ impl Bench {
             let from = RequestId::from_wire(parts[5]);
             normal.waiters.insert(
                 request,
-                (place.3, mode, numbers[2] as u64, numbers[3] as u64, from, parts[6].to_owned()),
+                (
+                    place.3,
+                    mode,
+                    numbers[2] as u64,
+                    numbers[3] as u64,
+                    from,
+                    parts[6].to_owned(),
+                ),
             );
         }
         let mut last_mark = 0;
@@ -563,7 +797,9 @@ impl Bench {
             let ending = ["lapsed", "revoked", "withdrawn"][((score - score.floor()) * 4.0) as usize];
             last_mark = last_mark.max(until_ms);
             if until_ms > now {
-                normal.marks.insert(RequestId::from_wire(request).unwrap(), (ending, until_ms));
+                normal
+                    .marks
+                    .insert(RequestId::from_wire(request).unwrap(), (ending, until_ms));
             }
         }
         if last_mark > number("marks") {
@@ -573,18 +809,37 @@ impl Bench {
         let gc = number("gc");
         latest = latest.max(last_mark);
         if latest > 0 && gc < latest + TUNING.retention_ms {
-            return Err(format!("the keys expire at {gc}, too soon for a deadline at {latest}"));
+            return Err(format!(
+                "the keys expire at {gc}, too soon for a deadline at {latest}"
+            ));
         }
         let expected = |there: bool, at: u64| if there { at as i64 } else { -2 };
         same("the TTL of the hash", &ttl_hash, &expected(!hash.is_empty(), gc))?;
-        same("the TTL of the readers", &ttl_readers, &expected(!readers.is_empty(), gc - u64::from(gc > 0)))?;
-        same("the TTL of the queue", &ttl_queue, &expected(!queue.is_empty(), gc - u64::from(gc > 0)))?;
-        same("the TTL of the waiters", &ttl_waiters, &expected(!waiting.is_empty(), gc - u64::from(gc > 0)))?;
+        same(
+            "the TTL of the readers",
+            &ttl_readers,
+            &expected(!readers.is_empty(), gc - u64::from(gc > 0)),
+        )?;
+        same(
+            "the TTL of the queue",
+            &ttl_queue,
+            &expected(!queue.is_empty(), gc - u64::from(gc > 0)),
+        )?;
+        same(
+            "the TTL of the waiters",
+            &ttl_waiters,
+            &expected(!waiting.is_empty(), gc - u64::from(gc > 0)),
+        )?;
         if !marks.is_empty() && (ttl_marks < last_mark as i64 || ttl_marks >= gc as i64) {
-            return Err(format!("the marks expire at {ttl_marks}; the last ends at {last_mark}, gc {gc}"));
+            return Err(format!(
+                "the marks expire at {ttl_marks}; the last ends at {last_mark}, gc {gc}"
+            ));
         }
         if normal.holds.is_empty() && normal.queue.is_empty() {
-            let left: Vec<_> = hash.keys().filter(|f| !["fence", "gc", "ticket", "marks"].contains(&f.as_str())).collect();
+            let left: Vec<_> = hash
+                .keys()
+                .filter(|f| !["fence", "gc", "ticket", "marks"].contains(&f.as_str()))
+                .collect();
             if !left.is_empty() {
                 return Err(format!("nobody holds, and {left:?} is left"));
             }
@@ -597,20 +852,32 @@ fn same<T: PartialEq + fmt::Debug>(what: &str, server: &T, expected: &T) -> Resu
     if server == expected {
         Ok(())
     } else {
-        Err(format!("{what} differs\n  scripts: {server:#?}\n  machine: {expected:#?}"))
+        Err(format!(
+            "{what} differs\n  scripts: {server:#?}\n  machine: {expected:#?}"
+        ))
     }
 }
 
 /// Runs sequences from a seed; on a difference panics with the shortest one found.
 fn sequences(bench: &RefCell<Bench>, seed: u8, cases: u32) {
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 3000, ..Config::default() };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]));
     let result = runner.run(&some_steps(), |(trust, steps)| {
-        bench.borrow_mut().sequence(trust, &steps).map_err(TestCaseError::fail)
+        bench
+            .borrow_mut()
+            .sequence(trust, &steps)
+            .map_err(TestCaseError::fail)
     });
     match result {
         Ok(()) => {}
-        Err(TestError::Fail(why, (trust, steps))) => panic!("{why}\nin {} steps, trust {trust}: {steps:#?}", steps.len()),
+        Err(TestError::Fail(why, (trust, steps))) => {
+            panic!("{why}\nin {} steps, trust {trust}: {steps:#?}", steps.len())
+        }
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
 }
@@ -618,8 +885,13 @@ fn sequences(bench: &RefCell<Bench>, seed: u8, cases: u32) {
 /// As many sequences as run in 20 s, or `RELATCH_SEQUENCES`.
 #[test]
 fn scripts_do_what_the_machine_does() {
-    let wanted: Option<u32> = std::env::var("RELATCH_SEQUENCES").ok().and_then(|n| n.parse().ok());
-    let first_seed: u8 = std::env::var("RELATCH_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let wanted: Option<u32> = std::env::var("RELATCH_SEQUENCES")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let first_seed: u8 = std::env::var("RELATCH_SEED")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
     let bench = RefCell::new(Bench::new());
     let until = Instant::now() + Duration::from_secs(20);
     let mut done = 0;
@@ -636,15 +908,24 @@ fn scripts_do_what_the_machine_does() {
 // -- against their headers ---------------------------------------------------------------------------------------
 
 fn parts(script: &Script) -> (&'static str, &'static str) {
-    let start = script.source.find(&format!("\n-- {}: ", script.name)).expect("a header") + 1;
+    let start = script
+        .source
+        .find(&format!("\n-- {}: ", script.name))
+        .expect("a header")
+        + 1;
     let own = &script.source[start..];
     let end = own.find("\nlocal ").expect("code after the header");
     (&own[..end], &own[end..])
 }
 
 fn section<'a>(header: &'a str, from: &str, to: &str) -> &'a str {
-    let start = header.find(from).unwrap_or_else(|| panic!("{from:?} in {header}")) + from.len();
-    let end = header[start..].find(to).unwrap_or_else(|| panic!("{to:?} in {header}"));
+    let start = header
+        .find(from)
+        .unwrap_or_else(|| panic!("{from:?} in {header}"))
+        + from.len();
+    let end = header[start..]
+        .find(to)
+        .unwrap_or_else(|| panic!("{to:?} in {header}"));
     &header[start..start + end]
 }
 
@@ -672,26 +953,63 @@ fn documented_words(script: &Script) -> BTreeSet<String> {
 
 #[test]
 fn headers_number_what_the_codec_sends() {
-    let member = Member { request: request(0, 1), owner: owner(0) };
+    let member = Member {
+        request: request(0, 1),
+        owner: owner(0),
+    };
     let Member { request, owner } = member;
     let operations = [
         Operation::Acquire(acquire(request, owner, Mode::Read)),
         release(request, owner),
-        Operation::Downgrade(Downgrade { request, owner, fence: 1, to: Mode::Read }),
-        Operation::Renew(vec![Renewal { request, owner, fence: 1, lease_ms: 1, fixed: false }]),
-        Operation::Withdraw(Withdraw { request, owner, blame: true, upgrade_of: None }),
+        Operation::Downgrade(Downgrade {
+            request,
+            owner,
+            fence: 1,
+            to: Mode::Read,
+        }),
+        Operation::Renew(vec![Renewal {
+            request,
+            owner,
+            fence: 1,
+            lease_ms: 1,
+            fixed: false,
+        }]),
+        Operation::Withdraw(Withdraw {
+            request,
+            owner,
+            blame: true,
+            upgrade_of: None,
+        }),
         Operation::Poll(vec![member]),
         Operation::Revoke(None),
         Operation::Inspect(1),
     ];
     for (operation, script) in operations.into_iter().zip(ALL) {
-        let encoded = encode(&Call { name: name("n"), operation }, 1, &TUNING, true);
+        let encoded = encode(
+            &Call {
+                name: name("n"),
+                operation,
+            },
+            1,
+            &TUNING,
+            true,
+        );
         assert_eq!(encoded.script.name, script.name);
         let header = parts(script).0;
         let keys = numbered(section(header, "-- KEYS\n", "-- ARGV\n"));
-        assert_eq!(keys, (1..=encoded.keys.len()).collect::<Vec<_>>(), "KEYS of {}", script.name);
+        assert_eq!(
+            keys,
+            (1..=encoded.keys.len()).collect::<Vec<_>>(),
+            "KEYS of {}",
+            script.name
+        );
         let args = numbered(section(header, "-- ARGV\n", "-- Replies\n"));
-        assert_eq!(args, (1..=encoded.args.len()).collect::<Vec<_>>(), "ARGV of {}", script.name);
+        assert_eq!(
+            args,
+            (1..=encoded.args.len()).collect::<Vec<_>>(),
+            "ARGV of {}",
+            script.name
+        );
     }
 }
 
@@ -711,9 +1029,21 @@ fn headers_list_every_reply_and_every_reply_comes() {
             .filter(|word| all.contains(*word))
             .map(str::to_owned)
             .collect();
-        assert_eq!(coded, documented, "words in the code of {}, and in its header", script.name);
-        let came: BTreeSet<_> = came.iter().filter(|(of, _)| *of == script.name).map(|(_, word)| word.clone()).collect();
-        assert_eq!(came, documented, "words that {} answered, and those in its header", script.name);
+        assert_eq!(
+            coded, documented,
+            "words in the code of {}, and in its header",
+            script.name
+        );
+        let came: BTreeSet<_> = came
+            .iter()
+            .filter(|(of, _)| *of == script.name)
+            .map(|(_, word)| word.clone())
+            .collect();
+        assert_eq!(
+            came, documented,
+            "words that {} answered, and those in its header",
+            script.name
+        );
     }
 }
 
@@ -725,7 +1055,10 @@ fn bulk(text: &str) -> Value {
 
 #[test]
 fn a_reply_to_another_call_is_told_from_a_broken_one() {
-    let call = Call { name: name("n"), operation: release(request(0, 1), owner(0)) };
+    let call = Call {
+        name: name("n"),
+        operation: release(request(0, 1), owner(0)),
+    };
     let reply = |id: &str, rest: &[Value]| {
         let mut fields = vec![bulk(id), Value::Int(5)];
         fields.extend_from_slice(rest);
@@ -734,7 +1067,10 @@ fn a_reply_to_another_call_is_told_from_a_broken_one() {
     assert!(reply("7", &[bulk("released")]).is_ok());
     assert_eq!(
         reply("8", &[bulk("released")]),
-        Err(Malformed::CallId { asked: 7, answered: "8".into() })
+        Err(Malformed::CallId {
+            asked: 7,
+            answered: "8".into()
+        })
     );
     let broken = [
         reply("7", &[]),
@@ -747,7 +1083,11 @@ fn a_reply_to_another_call_is_told_from_a_broken_one() {
         decode(&call, 7, Value::Nil),
         decode(&call, 7, Value::Okay),
         decode(&call, 7, Value::Array(vec![])),
-        decode(&call, 7, Value::Array(vec![bulk("7"), Value::Int(-1), bulk("released")])),
+        decode(
+            &call,
+            7,
+            Value::Array(vec![bulk("7"), Value::Int(-1), bulk("released")]),
+        ),
     ];
     for (at, result) in broken.into_iter().enumerate() {
         assert!(matches!(result, Err(Malformed::Content(_))), "{at}: {result:?}");
@@ -759,15 +1099,36 @@ fn a_broken_push_is_refused() {
     let r = request(0, 1);
     assert_eq!(
         decode_push(format!("granted 5 {r},1,2,3").as_bytes()),
-        Ok(Push::Granted { now_us: 5, grants: vec![(r, Grant { fence: 1, deadline_ms: 2, depth: 3 })] })
+        Ok(Push::Granted {
+            now_us: 5,
+            grants: vec![(
+                r,
+                Grant {
+                    fence: 1,
+                    deadline_ms: 2,
+                    depth: 3
+                }
+            )]
+        })
     );
     assert_eq!(
         decode_push(format!("revoked 5 {r} {r}").as_bytes()),
         Ok(Push::Revoked { requests: vec![r, r] })
     );
     for broken in [
-        "", "granted", "granted 5", "granted x", "revoked 5", "revoked 5 x", "told 5 x", "granted 5 a,1,2,3", "\u{fffd}",
-        &format!("granted 5 {r},1,2"), &format!("granted 5 {r},1,2,3,4"), &format!("granted 5 {r},1,-2,3"), &format!("revoked 5 {r} "),
+        "",
+        "granted",
+        "granted 5",
+        "granted x",
+        "revoked 5",
+        "revoked 5 x",
+        "told 5 x",
+        "granted 5 a,1,2,3",
+        "\u{fffd}",
+        &format!("granted 5 {r},1,2"),
+        &format!("granted 5 {r},1,2,3,4"),
+        &format!("granted 5 {r},1,-2,3"),
+        &format!("revoked 5 {r} "),
     ] {
         assert!(decode_push(broken.as_bytes()).is_err(), "{broken:?}");
     }
@@ -777,7 +1138,22 @@ fn a_broken_push_is_refused() {
 // -- keys --------------------------------------------------------------------------------------------------------
 
 const NASTY: [&str; 16] = [
-    "plain", "{", "}", "{}", "}{", "{a}b", "}a", "%", "%7D", "%7B", "a:readers", "a}:readers", " \n\0\t", "ünï", "%25", "{a}:queue",
+    "plain",
+    "{",
+    "}",
+    "{}",
+    "}{",
+    "{a}b",
+    "}a",
+    "%",
+    "%7D",
+    "%7B",
+    "a:readers",
+    "a}:readers",
+    " \n\0\t",
+    "ünï",
+    "%25",
+    "{a}:queue",
 ];
 
 #[test]
@@ -787,7 +1163,13 @@ fn all_keys_of_a_name_are_in_one_slot() {
     for text in NASTY {
         let slots: BTreeSet<u64> = keys(&name(text))
             .iter()
-            .map(|key| cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut con).unwrap_or_else(|_| u64::from(slot(key))))
+            .map(|key| {
+                cmd("CLUSTER")
+                    .arg("KEYSLOT")
+                    .arg(key)
+                    .query(&mut con)
+                    .unwrap_or_else(|_| u64::from(slot(key)))
+            })
             .collect();
         assert_eq!(slots.len(), 1, "{text:?}");
         let computed: BTreeSet<_> = keys(&name(text)).iter().map(|key| slot(key)).collect();
@@ -805,7 +1187,13 @@ fn slot(key: &str) -> u16 {
         .filter(|tag| !tag.is_empty())
         .unwrap_or(key);
     let crc = tag.bytes().fold(0_u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 })
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                (crc << 1) ^ 0x1021
+            }
+        })
     });
     crc % 16384
 }
@@ -843,17 +1231,35 @@ fn load(con: &mut Connection) {
 fn many(con: &mut Connection, name: &Name, operations: impl Iterator<Item = Operation>) {
     let mut pipe = redis::pipe();
     for operation in operations {
-        pipe.add_command(encode(&Call { name: name.clone(), operation }, 7, &TUNING, true).evalsha());
+        pipe.add_command(
+            encode(
+                &Call {
+                    name: name.clone(),
+                    operation,
+                },
+                7,
+                &LONG,
+                true,
+            )
+            .evalsha(),
+        );
     }
     let _: Vec<Value> = pipe.query(con).unwrap();
 }
 
 fn pair(con: &mut Connection, name: &Name, mode: Mode) -> (u64, u64) {
     let taken = calls(con, |con| {
-        fence_of(run(con, name, Operation::Acquire(acquire(request(0, 1), owner(0), mode))));
+        fence_of(run(
+            con,
+            name,
+            Operation::Acquire(acquire(request(0, 1), owner(0), mode)),
+        ));
     });
     let given = calls(con, |con| {
-        assert_eq!(run(con, name, release(request(0, 1), owner(0))), Reply::Release(Released::Released));
+        assert_eq!(
+            run(con, name, release(request(0, 1), owner(0))),
+            Reply::Release(Released::Released)
+        );
     });
     (taken, given)
 }
@@ -878,14 +1284,27 @@ fn a_read_pair_costs_the_same_with_any_number_of_readers() {
     let name = name("n");
     let mut held = 0;
     for readers in [1, 10_000] {
-        many(&mut con, &name, (held..readers).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), Mode::Read))));
+        many(
+            &mut con,
+            &name,
+            (held..readers).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), Mode::Read))),
+        );
         held = readers;
         assert_eq!(pair(&mut con, &name, Mode::Read), (4, 5), "with {readers} others");
     }
     let bytes = |con: &mut Connection| -> u64 {
         keys(&name)
             .iter()
-            .map(|key| cmd("MEMORY").arg("USAGE").arg(key).arg("SAMPLES").arg(0).query::<Option<u64>>(con).unwrap().unwrap_or(0))
+            .map(|key| {
+                cmd("MEMORY")
+                    .arg("USAGE")
+                    .arg(key)
+                    .arg("SAMPLES")
+                    .arg(0)
+                    .query::<Option<u64>>(con)
+                    .unwrap()
+                    .unwrap_or(0)
+            })
             .sum()
     };
     let per_reader = bytes(&mut con) / 10_000;
@@ -904,10 +1323,21 @@ fn a_handoff_costs_the_same_with_any_number_of_waiters() {
         let mut costs = BTreeSet::new();
         for waiters in [2, 1000] {
             let name = name(&format!("{mode} {waiters}"));
-            fence_of(run(&mut con, &name, Operation::Acquire(acquire(request(0, 1), owner(0), Mode::Write))));
-            many(&mut con, &name, (0..waiters).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), mode))));
+            fence_of(run(
+                &mut con,
+                &name,
+                Operation::Acquire(acquire(request(0, 1), owner(0), Mode::Write)),
+            ));
+            many(
+                &mut con,
+                &name,
+                (0..waiters).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), mode))),
+            );
             costs.insert(calls(&mut con, |con| {
-                assert_eq!(run(con, &name, release(request(0, 1), owner(0))), Reply::Release(Released::Released));
+                assert_eq!(
+                    run(con, &name, release(request(0, 1), owner(0))),
+                    Reply::Release(Released::Released)
+                );
             }));
             assert!(!ears.heard().is_empty());
         }
@@ -919,13 +1349,26 @@ fn a_handoff_costs_the_same_with_any_number_of_waiters() {
 
 // -- what may go wrong -------------------------------------------------------------------------------------------
 
-fn dump(con: &mut Connection) -> BTreeMap<String, (String, Option<Vec<u8>>)> {
+/// All that the server has: by key its type, when it expires and what is in it, in an order that means nothing.
+fn dump(con: &mut Connection) -> BTreeMap<String, (String, i64, BTreeSet<String>)> {
     let all: Vec<String> = cmd("KEYS").arg("*").query(con).unwrap();
     all.into_iter()
         .map(|key| {
-            let kind = cmd("TYPE").arg(&key).query(con).unwrap();
-            let bytes = cmd("DUMP").arg(&key).query(con).unwrap();
-            (key, (kind, bytes))
+            let kind: String = cmd("TYPE").arg(&key).query(con).unwrap();
+            let expires = cmd("PEXPIRETIME").arg(&key).query(con).unwrap();
+            let content: Vec<(String, String)> = match kind.as_str() {
+                "hash" => cmd("HGETALL").arg(&key).query(con).unwrap(),
+                "zset" => cmd("ZRANGE")
+                    .arg(&key)
+                    .arg(0)
+                    .arg(-1)
+                    .arg("WITHSCORES")
+                    .query(con)
+                    .unwrap(),
+                _ => vec![("".into(), cmd("GET").arg(&key).query(con).unwrap())],
+            };
+            let content = content.into_iter().map(|(a, b)| format!("{a}={b}")).collect();
+            (key, (kind, expires, content))
         })
         .collect()
 }
@@ -941,9 +1384,23 @@ fn a_key_of_another_type_is_an_error_and_changes_nothing() {
     }
     let held = |mode| Operation::Acquire(acquire(request(0, 1), owner(0), mode));
     let second = |mode| Operation::Acquire(acquire(request(1, 2), owner(1), mode));
-    let marking = Operation::Release(Release { request: request(0, 1), owner: owner(0), fence: 0, again: false, mark: true });
-    let withdraw = Operation::Withdraw(Withdraw { request: request(1, 2), owner: owner(1), blame: true, upgrade_of: None });
-    let poll = Operation::Poll(vec![Member { request: request(1, 2), owner: owner(1) }]);
+    let marking = Operation::Release(Release {
+        request: request(0, 1),
+        owner: owner(0),
+        fence: 0,
+        again: false,
+        mark: true,
+    });
+    let withdraw = Operation::Withdraw(Withdraw {
+        request: request(1, 2),
+        owner: owner(1),
+        blame: true,
+        upgrade_of: None,
+    });
+    let poll = Operation::Poll(vec![Member {
+        request: request(1, 2),
+        owner: owner(1),
+    }]);
     let free = || release(request(0, 1), owner(0));
     // What comes before, which key is spoilt then, and what must fail.
     let cases: Vec<(Vec<Operation>, usize, Operation)> = vec![
@@ -954,10 +1411,29 @@ fn a_key_of_another_type_is_an_error_and_changes_nothing() {
         (vec![held(Mode::Write), free()], 1, held(Mode::Read)),
         (vec![held(Mode::Read)], 1, free()),
         (vec![held(Mode::Read)], 1, marking.clone()),
-        (vec![held(Mode::Read)], 1, Operation::Renew(vec![Renewal { request: request(0, 1), owner: owner(0), fence: 0, lease_ms: 99_000, fixed: false }])),
+        (
+            vec![held(Mode::Read)],
+            1,
+            Operation::Renew(vec![Renewal {
+                request: request(0, 1),
+                owner: owner(0),
+                fence: 0,
+                lease_ms: 900_000,
+                fixed: false,
+            }]),
+        ),
         (vec![held(Mode::Read)], 1, second(Mode::Write)),
         (vec![held(Mode::Write), second(Mode::Read)], 1, free()),
-        (vec![held(Mode::Write)], 1, Operation::Downgrade(Downgrade { request: request(0, 1), owner: owner(0), fence: 0, to: Mode::Read })),
+        (
+            vec![held(Mode::Write)],
+            1,
+            Operation::Downgrade(Downgrade {
+                request: request(0, 1),
+                owner: owner(0),
+                fence: 0,
+                to: Mode::Read,
+            }),
+        ),
         (vec![held(Mode::Read)], 1, Operation::Revoke(None)),
         (vec![held(Mode::Write)], 2, second(Mode::Read)),
         (vec![held(Mode::Write), second(Mode::Read)], 2, free()),
@@ -999,10 +1475,16 @@ fn without_memory_nothing_is_taken_and_everything_can_be_given_back() {
         ears.hear(client(n), true);
     }
     let memory = |con: &mut Connection, limit: &str| {
-        let _: () = cmd("CONFIG").arg("SET").arg("maxmemory").arg(limit).query(con).unwrap();
+        let _: () = cmd("CONFIG")
+            .arg("SET")
+            .arg("maxmemory")
+            .arg(limit)
+            .query(con)
+            .unwrap();
     };
     let name = name("n");
-    let ask = |number: u64, by: usize, mode| Operation::Acquire(acquire(request(by, number), owner(by), mode));
+    let ask =
+        |number: u64, by: usize, mode| Operation::Acquire(acquire(request(by, number), owner(by), mode));
     for first in [Mode::Read, Mode::Write] {
         for (number, by, mode) in [(1, 0, first), (2, 0, Mode::Read)] {
             fence_of(run(&mut con, &name, ask(number, by, mode)));
@@ -1016,16 +1498,36 @@ fn without_memory_nothing_is_taken_and_everything_can_be_given_back() {
             assert_eq!(dump(&mut con), before);
             assert_eq!(ears.heard(), vec![]);
         }
-        let renewal = Renewal { request: request(0, 1), owner: owner(0), fence: 0, lease_ms: 90_000, fixed: false };
+        let renewal = Renewal {
+            request: request(0, 1),
+            owner: owner(0),
+            fence: 0,
+            lease_ms: 900_000,
+            fixed: false,
+        };
         let reply = run(&mut con, &name, Operation::Renew(vec![renewal]));
-        assert!(matches!(&reply, Reply::Renew(rows) if matches!(rows[0], Renewed::Renewed { .. })), "{reply:?}");
+        assert!(
+            matches!(&reply, Reply::Renew(rows) if matches!(rows[0], Renewed::Renewed { .. })),
+            "{reply:?}"
+        );
         for number in [1, 2] {
-            assert_eq!(run(&mut con, &name, release(request(0, number), owner(0))), Reply::Release(Released::Released));
+            assert_eq!(
+                run(&mut con, &name, release(request(0, number), owner(0))),
+                Reply::Release(Released::Released)
+            );
         }
         assert_eq!(ears.heard().len(), 1, "the waiter was granted and told");
-        let withdraw = Operation::Withdraw(Withdraw { request: request(1, 3), owner: owner(1), blame: false, upgrade_of: None });
+        let withdraw = Operation::Withdraw(Withdraw {
+            request: request(1, 3),
+            owner: owner(1),
+            blame: false,
+            upgrade_of: None,
+        });
         let reply = run(&mut con, &name, withdraw);
-        assert!(matches!(&reply, Reply::Withdraw(w) if w.was == WithdrawnFrom::Held), "{reply:?}");
+        assert!(
+            matches!(&reply, Reply::Withdraw(w) if w.was == WithdrawnFrom::Held),
+            "{reply:?}"
+        );
         memory(&mut con, "0");
         let _: () = cmd("FLUSHALL").query(&mut con).unwrap();
     }
@@ -1039,20 +1541,50 @@ fn a_batch_as_large_as_any_fits() {
     let mut ears = Ears::of(&server);
     ears.hear(client(1), true);
     let name = name("n");
-    fence_of(run(&mut con, &name, Operation::Acquire(acquire(request(0, 1), owner(0), Mode::Write))));
+    fence_of(run(
+        &mut con,
+        &name,
+        Operation::Acquire(acquire(request(0, 1), owner(0), Mode::Write)),
+    ));
     let readers = 9_000;
-    many(&mut con, &name, (0..readers).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), Mode::Read))));
-    assert_eq!(run(&mut con, &name, release(request(0, 1), owner(0))), Reply::Release(Released::Released));
+    many(
+        &mut con,
+        &name,
+        (0..readers).map(|n| Operation::Acquire(acquire(request(1, n as u64), reader(n), Mode::Read))),
+    );
+    assert_eq!(
+        run(&mut con, &name, release(request(0, 1), owner(0))),
+        Reply::Release(Released::Released)
+    );
     let heard = ears.heard();
-    let Ok(Push::Granted { grants, .. }) = decode_push(&heard[0].1) else { panic!("{heard:?}") };
-    assert_eq!((heard.len(), grants.len()), (1, readers), "one message with all of a client's grants");
+    let Ok(Push::Granted { grants, .. }) = decode_push(&heard[0].1) else {
+        panic!("{heard:?}")
+    };
+    assert_eq!(
+        (heard.len(), grants.len()),
+        (1, readers),
+        "one message with all of a client's grants"
+    );
     let renewals = (0..crate::protocol::MAX_BATCH)
-        .map(|n| Renewal { request: request(1, n as u64), owner: reader(n), fence: 0, lease_ms: 30_000, fixed: false })
+        .map(|n| Renewal {
+            request: request(1, n as u64),
+            owner: reader(n),
+            fence: 0,
+            lease_ms: 30_000,
+            fixed: false,
+        })
         .collect();
-    let Reply::Renew(rows) = run(&mut con, &name, Operation::Renew(renewals)) else { panic!() };
+    let Reply::Renew(rows) = run(&mut con, &name, Operation::Renew(renewals)) else {
+        panic!()
+    };
     assert!(rows.iter().all(|row| matches!(row, Renewed::Renewed { .. })));
     let reply = run(&mut con, &name, Operation::Revoke(None));
-    assert!(matches!(reply, Reply::Revoke(Revoking { requests: 9_000, .. })), "{reply:?}");
-    let Reply::Inspect(snapshot) = run(&mut con, &name, Operation::Inspect(20_000)) else { panic!() };
+    assert!(
+        matches!(reply, Reply::Revoke(Revoking { requests: 9_000, .. })),
+        "{reply:?}"
+    );
+    let Reply::Inspect(snapshot) = run(&mut con, &name, Operation::Inspect(20_000)) else {
+        panic!()
+    };
     assert_eq!((snapshot.holders, snapshot.holding.len()), (9_000, readers));
 }

@@ -1,0 +1,219 @@
+//! Where locks of this kind fail elsewhere, and what happens here instead. What can be shown on any backend is in
+//! `conformance.rs`; here is what shows on a server. `docs/peers.md` lists all of it, and a test holds the list against the code.
+#![cfg(feature = "redis")]
+
+mod support;
+
+use std::time::Duration;
+
+use relatch::{Owner, Relatch, RwLock};
+use support::{BOUND, RedisServer, eventually_async};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Claims so long that no poll and no renewal disturbs what is counted.
+async fn calm(server: &RedisServer) -> Relatch {
+    Relatch::builder()
+        .url(server.url())
+        .claim(Duration::from_secs(600))
+        .lease(Duration::from_secs(600))
+        .idle_ping(Duration::from_secs(600))
+        .connect()
+        .await
+        .expect("a client")
+}
+
+fn lock(relatch: &Relatch) -> RwLock {
+    relatch.rwlock("it").expect("a name")
+}
+
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+async fn waiters(relatch: &Relatch, n: u64) {
+    eventually_async(BOUND, &format!("{n} waiters"), async || {
+        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == n)
+    })
+    .await;
+}
+
+fn scripts_run(server: &RedisServer) -> u64 {
+    server.command_count("evalsha") + server.command_count("eval")
+}
+
+#[tokio::test]
+async fn a_release_that_nobody_waits_for_publishes_nothing() {
+    let server = RedisServer::start();
+    let a = calm(&server).await;
+    for _ in 0..10 {
+        soon(lock(&a).write()).await.unwrap().release().await.unwrap();
+        soon(lock(&a).read()).await.unwrap().release().await.unwrap();
+    }
+    assert_eq!(server.command_count("publish"), 0);
+}
+
+#[tokio::test]
+async fn a_handoff_is_one_script_and_one_message_however_many_wait() {
+    let server = RedisServer::start();
+    let (a, b) = (calm(&server).await, calm(&server).await);
+    let held = lock(&a).write().await.unwrap();
+    let mut waiting = Vec::new();
+    for n in 0..50 {
+        waiting.push(tokio::spawn(lock(if n % 2 == 0 { &a } else { &b }).write().into_future()));
+        waiters(&a, n + 1).await;
+    }
+    let (scripts, messages) = (scripts_run(&server), server.command_count("publish"));
+    let mut held = held;
+    for next in waiting {
+        soon(held.release()).await.unwrap();
+        held = soon(next).await.unwrap().unwrap();
+    }
+    assert_eq!(scripts_run(&server) - scripts, 50, "one release each, and nobody retries");
+    assert_eq!(server.command_count("publish") - messages, 50);
+}
+
+#[tokio::test]
+async fn readers_of_one_client_enter_by_one_message() {
+    let server = RedisServer::start();
+    let (a, b) = (calm(&server).await, calm(&server).await);
+    let held = lock(&a).write().await.unwrap();
+    let waiting: Vec<_> = (0..40)
+        .map(|n| tokio::spawn(lock(if n % 2 == 0 { &a } else { &b }).read().into_future()))
+        .collect();
+    waiters(&a, 40).await;
+    soon(held.release()).await.unwrap();
+    for reader in waiting {
+        drop(soon(reader).await.unwrap().unwrap());
+    }
+    assert_eq!(server.command_count("publish"), 2, "one for each client");
+}
+
+#[tokio::test]
+async fn five_thousand_waits_use_one_channel_and_leave_none() {
+    let server = RedisServer::start();
+    let a = calm(&server).await;
+    for round in 0..50 {
+        let held = a.rwlock(&format!("lock {round}")).unwrap().write().await.unwrap();
+        let waiting: Vec<_> = (0..100)
+            .map(|_| tokio::spawn(a.rwlock(&format!("lock {round}")).unwrap().read().into_future()))
+            .collect();
+        assert_eq!(server.reply(&["PUBSUB", "CHANNELS"]).items().len(), 1);
+        soon(held.release()).await.unwrap();
+        for reader in waiting {
+            drop(soon(reader).await.unwrap().unwrap());
+        }
+    }
+    soon(a.close()).await.unwrap();
+    eventually_async(BOUND, "no channel is left", async || {
+        server.reply(&["PUBSUB", "CHANNELS"]).items().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lapsed_reader_does_not_count_while_others_read() {
+    let server = RedisServer::start();
+    let (a, b) = (calm(&server).await, calm(&server).await);
+    let lapsing = lock(&a).read().lease(ms(50)).await.unwrap();
+    let _living = lock(&b).read().await.unwrap();
+    soon(lapsing.lost()).await;
+    eventually_async(BOUND, "it is gone from the server", async || {
+        b.inspect("it").await.is_ok_and(|seen| seen.holders == 1 && seen.holding.len() == 1)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn revoking_a_stranger_leaves_the_holder_renewed() {
+    let server = RedisServer::start();
+    let a = Relatch::builder().url(server.url()).lease(ms(300)).connect().await.unwrap();
+    let held = lock(&a).write().await.unwrap();
+    assert_eq!(a.revoke_owner("it", &Owner::new()).await.unwrap(), 0);
+    tokio::time::timeout(ms(900), held.lost())
+        .await
+        .expect_err("three leases later it is held");
+    held.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_key_expires_and_an_idle_name_keeps_its_fence_alone() {
+    let server = RedisServer::start();
+    let (a, b) = (calm(&server).await, calm(&server).await);
+    let held = lock(&a).write().label("label").await.unwrap();
+    let waiting = tokio::spawn(lock(&b).read().into_future());
+    waiters(&a, 1).await;
+    // A waiter that leaves, so that there is a mark as well.
+    assert!(soon(lock(&b).write().timeout(ms(20))).await.unwrap_err().is_timeout());
+    let all_expire = || {
+        for key in server.keys() {
+            let left = server.reply(&["PTTL", &key]).integer();
+            assert!(left.is_some_and(|left| left > 0), "{key}: {left:?}");
+        }
+    };
+    all_expire();
+    soon(held.release()).await.unwrap();
+    let read = soon(waiting).await.unwrap().unwrap();
+    all_expire();
+    soon(read.release()).await.unwrap();
+    all_expire();
+    let locks: Vec<String> = server
+        .keys()
+        .into_iter()
+        .filter(|key| !key.starts_with("relatch:1:client:"))
+        .collect();
+    assert_eq!(locks, ["relatch:1:{it}", "relatch:1:{it}:marks"]);
+    let fields = server.reply(&["HKEYS", "relatch:1:{it}"]);
+    for field in fields.items().iter().map(support::Reply::text) {
+        assert!(["fence", "ticket", "marks", "gc"].contains(&field.as_str()), "{field}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_but_its_lease_ends_a_hold_of_a_process_that_never_comes_back() {
+    let server = RedisServer::start();
+    let b = calm(&server).await;
+    let runtime = std::thread::spawn({
+        let url = server.url();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let a = Relatch::builder().url(url).lease(ms(400)).connect().await.unwrap();
+                let held = lock(&a).write().await.unwrap();
+                // As if the process had ended here: nothing of it runs any more.
+                std::mem::forget(held);
+            });
+            std::mem::forget(runtime);
+        }
+    });
+    runtime.join().unwrap();
+    let begun = std::time::Instant::now();
+    soon(lock(&b).write().timeout(Duration::from_secs(8))).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_list_of_peers_failures_names_tests_that_exist() {
+    let list = include_str!("../docs/peers.md");
+    let sources = [
+        include_str!("conformance.rs"),
+        include_str!("crash.rs"),
+        include_str!("input.rs"),
+        include_str!("link.rs"),
+        include_str!("peers.rs"),
+        include_str!("../src/backend/redis/scripts/tests.rs"),
+    ];
+    let mut named = 0;
+    for name in list.split('`').skip(1).step_by(2).filter(|name| name.contains('_')) {
+        assert!(
+            sources.iter().any(|source| source.contains(&format!("fn {name}("))),
+            "docs/peers.md names {name}, and there is no such test"
+        );
+        named += 1;
+    }
+    assert!(named >= 25, "only {named} tests are named");
+}
