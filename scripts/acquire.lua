@@ -1,7 +1,8 @@
 -- acquire: a request asks to hold.
 --
--- It is granted at once, or queued, or told why not. A request that is known is not asked twice: a copy of one that was granted hears
--- of the same grant, a copy of one that waits is refreshed, and one that ended (was withdrawn, say, before it arrived) stays ended.
+-- It is granted at once, or queued, or told why not. A request that is known is not asked twice: a copy of one that was granted
+-- hears of the same grant, a copy of one that waits is refreshed, and one that ended (was withdrawn, say, before it arrived) stays
+-- ended.
 --
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
@@ -30,7 +31,7 @@ local stored = redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'wait
 
 -- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, and no mark or TTL needs a look.
 do
-  local fence, top, readers, due, waiting, gc, marks, hold = stored[1], stored[2], stored[3], stored[4], stored[5], stored[6], stored[7], stored[9]
+  local fence, top, readers, due, waiting, gc, marks, _, hold = unpack(stored)
   local deadline = now + LEASE
   local in_the_way
   if MODE == 'r' then
@@ -58,7 +59,9 @@ do
       if LABEL == '' then
         redis.call('HSET', HASH, 'readers', (readers or 0) + 1, 'due', till, '@' .. OWNER, '1,0,0' .. request)
       else
-        redis.call('HSET', HASH, 'readers', (readers or 0) + 1, 'due', till, '@' .. OWNER, '1,0,0' .. request, '#' .. REQUEST, LABEL)
+        redis.call(
+          'HSET', HASH, 'readers', (readers or 0) + 1, 'due', till, '@' .. OWNER, '1,0,0' .. request, '#' .. REQUEST, LABEL
+        )
       end
       if not readers then
         redis.call('PEXPIREAT', READERS, format('%.0f', gc - 1))

@@ -34,7 +34,8 @@
 -- memory left), HASH last, so that a refused step has changed nothing. Messages are sent after the grants they tell of are written.
 --
 -- Expiry. Deadlines are the truth; TTLs only collect what nobody came back for. All keys of a name expire at `gc` (HASH 1 ms after
--- the others), which is pushed out, far, when a deadline comes closer to it than the retention: a warm name pays for no expire call.
+-- the others), which is pushed out, far, when a deadline comes closer to it than the retention: a warm name pays for no expire
+-- call.
 --
 -- Numbers are doubles. What becomes text goes through %.0f, as tostring keeps 14 digits; replies are integers.
 
@@ -502,7 +503,10 @@ local function machine(now_us, stored, owners, gives)
     function M.lapse_owner(owner)
       local hold, kept = M.hold_of(owner), {}
       if hold.list == '' then
-        -- READERS knows an owner that HASH does not: somebody deleted a key.
+        -- An owner without a hold: somebody deleted a key or a field.
+        if M.top_owner == owner then
+          return M.settle_owner(owner)
+        end
         reads[owner], M.readers = false, M.readers - 1
         return false
       end
@@ -704,7 +708,8 @@ local function machine(now_us, stored, owners, gives)
         M.flush()
       end
       local first = M.waiting > 0 and M.look() or {}
-      if first.first and first.first ~= member and not (score and (score < first.score or (score == first.score and member < first.first))) then
+      local ahead = first.first and first.first ~= member
+      if ahead and not (score and (score < first.score or (score == first.score and member < first.first))) then
         return 0
       end
       local due = M.top_due or huge
@@ -720,7 +725,8 @@ local function machine(now_us, stored, owners, gives)
 
     function M.enqueue(request, owner, band, lease, ticket, upgrade_of, label)
       waiters[request] = {
-        request = request, owner = owner, band = band, ticket = ticket, lease = lease, till = now + CLAIM, upgrade_of = upgrade_of, label = label,
+        request = request, owner = owner, band = band, ticket = ticket, lease = lease, till = now + CLAIM, upgrade_of = upgrade_of,
+        label = label,
       }
       M.load_waiters({}, { owner })
       asked[owner] = asked[owner] == '' and request or asked[owner] .. ' ' .. request
@@ -753,7 +759,7 @@ local function machine(now_us, stored, owners, gives)
         M.fence = max(M.fence + 1, now_us)
       end
       local has_label = w.label ~= ''
-      hold.list = hold.list .. '|' .. w.request .. ',' .. w.mode .. (has_label and '+,' or ',') .. text(deadline) .. ',' .. text(now)
+      hold.list = hold.list .. format('|%s,%s%s,%.0f,%.0f', w.request, w.mode, has_label and '+' or '', deadline, now)
       hold[w.mode] = hold[w.mode] + 1
       hold.due = hold.due and min(hold.due, deadline)
       if has_label then
@@ -769,8 +775,8 @@ local function machine(now_us, stored, owners, gives)
       return M.enter(w, min(w.lease, CLAIM))
     end
 
-    -- The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable goes to
-    -- the head.
+    -- The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable
+    -- goes to the head.
     function M.siblings(owner, batch)
       if M.waiting <= 0 then
         return
@@ -866,7 +872,8 @@ local function machine(now_us, stored, owners, gives)
               M.replace(hold, g)
             end
             if from then
-              hold.list = hold.list .. '|' .. from.request .. ',' .. from.letter .. from.label .. ',' .. text(from.deadline) .. ',' .. text(from.since)
+              hold.list = hold.list
+                .. format('|%s,%s%s,%.0f,%.0f', from.request, from.letter, from.label, from.deadline, from.since)
               hold[from.mode] = hold[from.mode] + 1
               hold.due = nil
               if undo.label then
@@ -880,8 +887,8 @@ local function machine(now_us, stored, owners, gives)
       return unheard
     end
 
-    -- Lets in whoever may enter now, and tells their clients. What a client did not hear it does not get: it leaves the line, and the
-    -- next is looked at.
+    -- Lets in whoever may enter now, and tells their clients. What a client did not hear it does not get: it leaves the line, and
+    -- the next is looked at.
     function M.advance(write_ended)
       local readers_first = write_ended
       while M.waiting > 0 and M.top_mode ~= 'w' do
@@ -904,8 +911,8 @@ local function machine(now_us, stored, owners, gives)
         if #batch == 0 or not M.deliver(batch) then
           return
         end
-        -- Somebody was deaf. The readers of this phase have had their turn unless all of them were.
-        readers_first = readers_first and M.readers == 0 and not M.top_owner
+        -- Somebody was deaf. The readers that waited have had their turn.
+        readers_first = false
       end
     end
 

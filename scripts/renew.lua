@@ -18,7 +18,9 @@
 local renewals, owners, known, fields = {}, {}, {}, {}
 for i = 7, #ARGV, 5 do
   local owner = ARGV[i + 1]
-  renewals[#renewals + 1] = { request = ARGV[i], owner = owner, fence = tonumber(ARGV[i + 2]), lease = tonumber(ARGV[i + 3]), fixed = ARGV[i + 4] == '1' }
+  renewals[#renewals + 1] = {
+    request = ARGV[i], owner = owner, fence = tonumber(ARGV[i + 2]), lease = tonumber(ARGV[i + 3]), fixed = ARGV[i + 4] == '1',
+  }
   if not known[owner] then
     owners[#owners + 1], fields[#fields + 1], known[owner] = owner, '@' .. owner, true
   end

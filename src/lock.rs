@@ -365,14 +365,8 @@ impl Pending<'_> {
         self.armed = false;
         let Self { core, spec, .. } = self;
         // Handed over before it is forgotten: a client that ends meanwhile finds it in the one place or in the other.
-        core.reaper.withdraw(
-            core,
-            &spec.name,
-            self.member,
-            spec.upgrade_of,
-            self.lease,
-            tell,
-        );
+        core.reaper
+            .withdraw(core, &spec.name, self.member, spec.upgrade_of, self.lease, tell);
         core.waiters.forget(self.member.request);
         // It may have been granted by a push that nobody took.
         core.watchdog.forget(self.member.request);

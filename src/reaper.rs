@@ -231,7 +231,10 @@ impl Reaper {
 
     fn strike(&self, request: RequestId, number: u64, reply: Option<Reply>) {
         let mut chores = self.chores.lock();
-        let current = chores.pending.get(&request).is_some_and(|chore| chore.number == number);
+        let current = chores
+            .pending
+            .get(&request)
+            .is_some_and(|chore| chore.number == number);
         let chore = current.then(|| chores.pending.remove(&request)).flatten();
         let settled = chores.pending.is_empty();
         drop(chores);

@@ -381,8 +381,8 @@ impl LockState {
             if !unheard {
                 return;
             }
-            // Somebody was deaf. The readers of this phase have had their turn unless all of them were.
-            readers_first = readers_first && self.readers.is_empty() && self.top.is_none();
+            // Somebody was deaf. The readers that waited have had their turn.
+            readers_first = false;
         }
     }
 

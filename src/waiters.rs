@@ -62,7 +62,9 @@ struct Slot {
     tell: oneshot::Sender<Outcome>,
     /// When to poll it; far while it is not known to be in line.
     poll_at: Moment,
-    heard_at: Moment,
+    /// Polls since the last answer, and when the first of them was made.
+    unanswered: u32,
+    asking_since: Moment,
 }
 
 impl Line {
@@ -97,7 +99,8 @@ impl Waiters {
                 wanted,
                 tell,
                 poll_at: Moment::FAR,
-                heard_at: core.clock.now(),
+                unanswered: 0,
+                asking_since: Moment::FAR,
             },
         );
         line.schedule(request, Moment::FAR);
@@ -124,7 +127,7 @@ impl Waiters {
         }
         let mut line = self.line.lock();
         if let Some(slot) = line.slots.get_mut(&request) {
-            slot.heard_at = now;
+            slot.unanswered = 0;
         }
         line.schedule(request, poll_at);
         let wake = line.asleep_until.is_some_and(|until| poll_at < until);
@@ -241,14 +244,19 @@ impl Waiters {
         while let Some(&(at, request)) = line.agenda.first()
             && at <= now
         {
-            let Some(slot) = line.slots.get(&request) else {
+            let Some(slot) = line.slots.get_mut(&request) else {
                 line.agenda.pop_first();
                 continue;
             };
-            if now.since(slot.heard_at) > core.config.patience {
+            // After two tries: time alone also passes while a process is stopped.
+            if slot.unanswered >= 2 && now.since(slot.asking_since) > core.config.patience {
                 given_up.extend(line.remove(request));
                 continue;
             }
+            if slot.unanswered == 0 {
+                slot.asking_since = now;
+            }
+            slot.unanswered += 1;
             by_name
                 .entry(slot.wanted.name.clone())
                 .or_default()

@@ -377,7 +377,7 @@ impl Watchdog {
             Ok(heard) => {
                 core.hear(&heard);
                 let Reply::Renew(replies) = &heard.answer.reply else {
-                    return self.renewed(core, &batch);
+                    return self.renewed(&batch, now);
                 };
                 let mut again = Vec::new();
                 for ((held, reply), doubt) in batch.iter().zip(replies).zip(doubts) {
@@ -397,12 +397,12 @@ impl Watchdog {
                         }
                     }
                 }
-                self.renewed(core, &batch);
+                self.renewed(&batch, now);
                 self.retry(core, &again);
             }
             Err(Failure::No(error)) => {
                 tracing::warn!(name = %call.name, %error, "the server refuses to renew");
-                self.renewed(core, &batch);
+                self.renewed(&batch, now);
             }
             // The next third comes; until then the guard knows how long it is valid.
             Err(Failure::Unknown(error)) => {
@@ -412,12 +412,13 @@ impl Watchdog {
         }
     }
 
-    fn renewed(&self, core: &Core, batch: &[Arc<Held>]) {
+    /// The next is counted from when this one was `sent`, as the lease is.
+    fn renewed(&self, batch: &[Arc<Held>], sent: Moment) {
         self.plan(batch, |held| {
             if held.keep.fixed || held.is_capped() {
                 Moment::FAR
             } else {
-                core.clock.now().plus(held.keep.lease / 3)
+                sent.plus(held.keep.lease / 3)
             }
         });
     }

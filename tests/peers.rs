@@ -61,6 +61,8 @@ async fn a_release_that_nobody_waits_for_publishes_nothing() {
 async fn a_handoff_is_one_script_and_one_message_however_many_wait() {
     let server = RedisServer::start();
     let (a, b) = (calm(&server).await, calm(&server).await);
+    // Once, so that the server knows the scripts.
+    soon(lock(&a).write()).await.unwrap().release().await.unwrap();
     let held = lock(&a).write().await.unwrap();
     let mut waiting = Vec::new();
     for n in 0..50 {

@@ -397,6 +397,8 @@ async fn run(case: &Case) -> Went {
     if case.late_at == LateAt::AtOnce {
         world.client.wire.deliver_late();
     }
+    // What was dropped is handed in while faults are still there.
+    work().await;
     world.client.wire.heal();
     world.settle().await;
     if case.op != Op::Revoke {
@@ -650,6 +652,53 @@ fn a_grant_that_is_pushed_while_the_client_closes_is_given_back() {
                 .is_some_and(|got| got.is_err_and(|error| error.is_closed()))
         );
         drop(write);
+        assert!(world.server.is_idle());
+        assert_eq!(world.client.leftovers(), None);
+    });
+}
+
+#[test]
+fn what_is_handed_in_again_is_done_even_if_the_first_is_answered_meanwhile() {
+    alone(async {
+        let world = World::new();
+        let guard = world.written().await;
+        let requests = vec![world.client.server_has().holding[0].request];
+        world
+            .client
+            .wire
+            .arm(&[(0, Fault::SlowReply), (1, Fault::LoseRequest)]);
+        // Lost, and given back; then the guard is dropped, and gives back again.
+        world
+            .client
+            .core
+            .push(crate::protocol::Push::Revoked { requests });
+        work().await;
+        drop(guard);
+        work().await;
+        world.client.wire.let_go();
+        work().await;
+        assert_eq!(world.client.wire.calls().len(), 2);
+        world.clock.advance(PAUSE);
+        work().await;
+        assert_eq!(world.client.wire.calls().len(), 3);
+        assert_eq!(world.client.leftovers(), None);
+    });
+}
+
+#[test]
+fn what_the_server_refuses_to_take_back_is_handed_in_again() {
+    alone(async {
+        let world = World::new();
+        let guard = world.written().await;
+        world
+            .client
+            .wire
+            .fail(super::faulty::Kind::Release, Fault::Refuse);
+        drop(guard);
+        settle(&world.clock).await;
+        assert!(!world.server.is_idle());
+        world.client.wire.heal();
+        settle(&world.clock).await;
         assert!(world.server.is_idle());
         assert_eq!(world.client.leftovers(), None);
     });

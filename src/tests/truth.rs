@@ -302,6 +302,7 @@ fn a_grant_that_is_pushed_before_the_first_reply_is_held() {
         let guard = write.poll().expect("ready").expect("granted");
         assert!(guard.is_held());
         assert_eq!(client.server_has().holders, 1);
+        assert_eq!(client.wire.calls(), [Kind::Acquire], "it was not asked for anew");
     });
 }
 
@@ -395,4 +396,52 @@ fn a_grant_that_nobody_hears_goes_to_the_next_at_once() {
         assert!(write.poll().is_some_and(|got| got.expect("granted").is_held()));
         assert_eq!(next.server_has().waiters, 0);
     });
+}
+
+#[test]
+fn a_waiter_whose_process_was_stopped_asks_before_it_gives_up() {
+    alone(async {
+        let (clock, server) = world();
+        let (client, other) = (Client::here(&server), Client::here(&server));
+        let held = other.lock().write().max_hold(seconds(60)).await.expect("free");
+        let mut write = ByHand::new(client.lock().write().into_future());
+        assert!(write.poll().is_none());
+        work().await;
+        clock.advance(client.core.config.patience * 3);
+        work().await;
+        drop(held);
+        settle(&clock).await;
+        let got = loop {
+            if let Some(got) = write.poll() {
+                break got;
+            }
+            settle(&clock).await;
+        };
+        assert!(got.expect("the server answers").is_held());
+    });
+}
+
+#[test]
+fn a_waiter_gives_up_when_the_server_has_not_answered_for_its_patience() {
+    for fault in [Fault::NeverSent, Fault::LoseRequest, Fault::LoseReply] {
+        alone(async {
+            let (clock, server) = world();
+            let (client, other) = (Client::here(&server), Client::here(&server));
+            let held = other.lock().write().await.expect("free");
+            let mut write = ByHand::new(client.lock().write().into_future());
+            assert!(write.poll().is_none());
+            work().await;
+            client.wire.fail(Kind::Poll, fault);
+            pass(&clock, client.core.config.patience).await;
+            assert!(write.poll().is_none());
+            pass(&clock, client.core.config.claim).await;
+            let got = write.poll().expect("given up");
+            assert!(got.is_err_and(|error| error.is_unreachable()));
+            client.wire.heal();
+            drop((held, write));
+            settle(&clock).await;
+            assert!(server.is_idle());
+            assert_eq!(client.leftovers(), None);
+        });
+    }
 }

@@ -24,7 +24,8 @@ mod tests;
 
 /// A script: the prelude and one file of `scripts/`.
 pub(super) struct Script {
-    pub(super) name: &'static str,
+    #[cfg(test)]
+    name: &'static str,
     pub(super) source: &'static str,
     sha1: LazyLock<String>,
 }
@@ -43,6 +44,7 @@ macro_rules! script {
             include_str!(concat!("../../../scripts/", $name, ".lua"))
         );
         Script {
+            #[cfg(test)]
             name: $name,
             source: SOURCE,
             sha1: LazyLock::new(|| redis::Script::new(SOURCE).get_hash().to_owned()),
@@ -59,8 +61,9 @@ static POLL: Script = script!("poll");
 static REVOKE: Script = script!("revoke");
 static INSPECT: Script = script!("inspect");
 
-/// All of them, to be loaded when a link is new.
-pub(super) static ALL: [&Script; 8] = [
+/// All of them.
+#[cfg(test)]
+static ALL: [&Script; 8] = [
     &ACQUIRE, &RELEASE, &DOWNGRADE, &RENEW, &WITHDRAW, &POLL, &REVOKE, &INSPECT,
 ];
 

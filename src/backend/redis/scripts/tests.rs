@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
-use redis::{Cmd, Connection, Parser, RedisResult, Value, cmd};
+use redis::{Connection, Parser, RedisResult, Value, cmd};
 use uuid::Uuid;
 
 use super::*;
@@ -517,9 +517,16 @@ impl Bench {
                     upgrade,
                 } => {
                     let Member { request, owner } = pick(*which);
+                    // A request is always of one owner.
+                    let same_owner = |from: &RequestId| {
+                        known.contains(&Member {
+                            request: *from,
+                            owner,
+                        })
+                    };
                     let upgrade_of = match upgrade {
-                        0..=200 => upgrades.get(&request).copied(),
-                        201..=210 => Some(pick(*upgrade).request),
+                        0..=200 => upgrades.get(&request).copied().filter(same_owner),
+                        201..=210 => Some(pick(*upgrade).request).filter(same_owner),
                         _ => None,
                     };
                     Operation::Withdraw(Withdraw {
@@ -569,26 +576,7 @@ impl Bench {
             .map(|(to, push)| ((to, matches!(push, Push::Revoked { .. })), push))
             .collect();
 
-        let _: () = cmd("HSET")
-            .arg("now")
-            .arg(&[
-                "s".to_owned(),
-                (now_us / 1_000_000).to_string(),
-                "us".into(),
-                (now_us % 1_000_000).to_string(),
-            ])
-            .query(&mut self.con)
-            .unwrap();
-        let encoded = encode(call, self.steps, &TUNING, trust);
-        let value: Value = cmd("EVALSHA")
-            .arg(&self.shas[encoded.script.name])
-            .arg(5)
-            .arg(&encoded.keys)
-            .arg(&encoded.args)
-            .query(&mut self.con)
-            .map_err(|error| error.to_string())?;
-        self.note(encoded.script.name, &value);
-        let answer = decode(call, self.steps, value).map_err(|error| error.to_string())?;
+        let answer = self.ask_as(call, now_us, trust)?;
 
         let mut told: BTreeMap<(ClientId, bool), Push> = BTreeMap::new();
         for (to, payload) in self.ears.heard() {
@@ -608,10 +596,42 @@ impl Bench {
                 (_, push) => return Err(format!("told again: {push:?}")),
             }
         }
-        let normal = self.read(encoded.keys, now_us)?;
+        let normal = self.read(keys(&call.name), now_us)?;
         same("the reply", &answer, &expected)?;
         same("the pushes", &told, &pushes)?;
         same("the state", &normal, &state.normal(now_us))
+    }
+
+    /// One call at a time of the test's.
+    fn ask(&mut self, name: &Name, now_us: u64, operation: Operation) -> Result<Reply, String> {
+        let call = Call {
+            name: name.clone(),
+            operation,
+        };
+        Ok(self.ask_as(&call, now_us, false)?.reply)
+    }
+
+    fn ask_as(&mut self, call: &Call, now_us: u64, trust: bool) -> Result<Answer, String> {
+        let _: () = cmd("HSET")
+            .arg("now")
+            .arg(&[
+                "s".to_owned(),
+                (now_us / 1_000_000).to_string(),
+                "us".into(),
+                (now_us % 1_000_000).to_string(),
+            ])
+            .query(&mut self.con)
+            .unwrap();
+        let encoded = encode(call, self.steps, &TUNING, trust);
+        let value: Value = cmd("EVALSHA")
+            .arg(&self.shas[encoded.script.name])
+            .arg(5)
+            .arg(&encoded.keys)
+            .arg(&encoded.args)
+            .query(&mut self.con)
+            .map_err(|error| error.to_string())?;
+        self.note(encoded.script.name, &value);
+        decode(call, self.steps, value).map_err(|error| error.to_string())
     }
 
     fn note(&mut self, script: &'static str, value: &Value) {
@@ -903,6 +923,68 @@ fn scripts_do_what_the_machine_does() {
         done += 25;
     }
     println!("{} steps in {done} sequences", bench.borrow().steps);
+}
+
+/// What random sequences seldom come to.
+#[test]
+fn an_upgrade_that_nobody_heard_becomes_what_it_was() {
+    let mut bench = Bench::new();
+    let hears = [true, true, true, false];
+    for (n, yes) in hears.iter().enumerate() {
+        bench.ears.hear(client(n), *yes);
+    }
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    let mut now_us = start.as_micros() as u64;
+    let mut state = LockState::default();
+    let labelled = |acquire: Acquire, label: &str| {
+        Operation::Acquire(Acquire {
+            label: label.into(),
+            ..acquire
+        })
+    };
+    let upgrade = Acquire {
+        upgrade_of: Some(request(0, 1)),
+        ..acquire(request(3, 3), owner(0), Mode::Write)
+    };
+    let withdraw = Withdraw {
+        request: request(0, 6),
+        owner: owner(0),
+        blame: true,
+        upgrade_of: Some(request(0, 1)),
+    };
+    let steps = [
+        labelled(
+            acquire(request(0, 1), owner(0), Mode::Upgradable),
+            "an upgradable one",
+        ),
+        labelled(acquire(request(1, 2), owner(1), Mode::Read), "in its way"),
+        labelled(upgrade, "deaf"),
+        release(request(1, 2), owner(1)),
+        Operation::Inspect(5),
+        // And one that was heard, and is not wanted any more.
+        labelled(
+            Acquire {
+                upgrade_of: Some(request(0, 1)),
+                ..acquire(request(0, 6), owner(0), Mode::Write)
+            },
+            "not wanted",
+        ),
+        Operation::Revoke(Some(owner(0))),
+        Operation::Withdraw(withdraw),
+        Operation::Inspect(5),
+        release(request(0, 1), owner(0)),
+    ];
+    for (at, operation) in steps.into_iter().enumerate() {
+        now_us += 1_000;
+        bench.steps += 1;
+        let call = Call {
+            name: name("n"),
+            operation,
+        };
+        bench
+            .step(&mut state, &call, now_us, true, hears)
+            .unwrap_or_else(|why| panic!("step {at}, {call:?}\n{why}"));
+    }
 }
 
 // -- against their headers ---------------------------------------------------------------------------------------
@@ -1530,6 +1612,46 @@ fn without_memory_nothing_is_taken_and_everything_can_be_given_back() {
         );
         memory(&mut con, "0");
         let _: () = cmd("FLUSHALL").query(&mut con).unwrap();
+    }
+}
+
+/// Evicted, or deleted by hand: nothing stays stuck for longer than the leases that were there.
+#[test]
+fn a_lock_goes_on_when_any_of_its_keys_was_deleted() {
+    let mut bench = Bench::new();
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    for (at, deleted) in (0..5).chain(0..5).enumerate() {
+        let name = name(&format!("deleted {at}"));
+        let modes = if at < 5 {
+            [Mode::Write, Mode::Read, Mode::Write]
+        } else {
+            [Mode::Read, Mode::Write, Mode::Read]
+        };
+        let mut now_us = start.as_micros() as u64;
+        for (n, mode) in modes.into_iter().enumerate() {
+            let acquire = Acquire {
+                lease_ms: 30_000,
+                ..acquire(request(n, 1), owner(n), mode)
+            };
+            bench.ask(&name, now_us, Operation::Acquire(acquire)).unwrap();
+        }
+        let _: () = cmd("DEL")
+            .arg(&keys(&name)[deleted])
+            .query(&mut bench.con)
+            .unwrap();
+        now_us += 40_000_000;
+        let reply = bench
+            .ask(
+                &name,
+                now_us,
+                Operation::Acquire(acquire(request(0, 2), owner(3), Mode::Write)),
+            )
+            .unwrap();
+        fence_of(reply);
+        let reply = bench
+            .ask(&name, now_us, release(request(0, 2), owner(3)))
+            .unwrap();
+        assert_eq!(reply, Reply::Release(Released::Released));
     }
 }
 
