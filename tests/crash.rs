@@ -94,7 +94,11 @@ async fn a_killed_holders_lock_frees_within_its_lease() {
     let begun = Instant::now();
     let next = soon(lock(&relatch).write()).await.unwrap();
     assert!(next.fence() > fence);
-    assert!(begun.elapsed() < LEASE + Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < LEASE + Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,7 +117,11 @@ async fn a_killed_waiter_delays_readers_by_a_claim_at_most() {
     let begun = Instant::now();
     // The first read is held all along: only the dead writer is in the way.
     soon(lock(&relatch).read()).await.unwrap();
-    assert!(begun.elapsed() < CLAIM + Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < CLAIM + Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

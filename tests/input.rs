@@ -9,7 +9,9 @@ use relatch::{Builder, Config, Error, Owner, Relatch};
 use support::{BOUND, FakeServer, RedisServer, free_port};
 
 async fn refused(url: &str) -> Error {
-    let builder = Relatch::builder().url(url).connect_timeout(Duration::from_millis(500));
+    let builder = Relatch::builder()
+        .url(url)
+        .connect_timeout(Duration::from_millis(500));
     tokio::time::timeout(BOUND, builder.connect())
         .await
         .expect("an answer within the bound")
@@ -31,7 +33,10 @@ async fn an_address_that_does_not_parse_is_invalid() {
         let error = refused(url).await;
         assert!(error.is_invalid(), "{url:?}: {error:?}");
         assert!(!error.to_string().contains("secret"), "{error}");
-        assert!(error.to_string().contains("redis://"), "says what it takes: {error}");
+        assert!(
+            error.to_string().contains("redis://"),
+            "says what it takes: {error}"
+        );
     }
 }
 
@@ -76,7 +81,10 @@ async fn a_server_that_is_too_old_says_so() {
     });
     let error = refused(&fake.url()).await;
     assert!(error.is_server(), "{error:?}");
-    assert!(error.to_string().contains("6.0.9") && error.to_string().contains("6.2"), "{error}");
+    assert!(
+        error.to_string().contains("6.0.9") && error.to_string().contains("6.2"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -92,7 +100,15 @@ async fn a_password_that_is_missing_or_wrong_says_so() {
     let right = format!("redis://:sesame@127.0.0.1:{}/3", server.port());
     let relatch = Relatch::connect(&right).await.unwrap();
     assert!(!format!("{relatch:?} {:?}", Relatch::builder().url(&right)).contains("sesame"));
-    relatch.rwlock("it").unwrap().write().await.unwrap().release().await.unwrap();
+    relatch
+        .rwlock("it")
+        .unwrap()
+        .write()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -109,7 +125,10 @@ async fn a_key_of_another_type_is_an_error_and_stays_as_it_is() {
         relatch.revoke("mine").await.unwrap_err(),
     ] {
         assert!(error.is_server(), "{error:?}");
-        assert!(error.to_string().contains("relatch:1:{mine}"), "names the key: {error}");
+        assert!(
+            error.to_string().contains("relatch:1:{mine}"),
+            "names the key: {error}"
+        );
     }
     assert_eq!(server.cli(&["GET", "relatch:1:{mine}"]), "precious");
 }
@@ -137,7 +156,10 @@ async fn settings_that_cannot_be_used_are_invalid() {
         Relatch::builder().idle_ping(zero),
         Relatch::builder().fence_retention(Duration::MAX),
     ] {
-        assert!(builder.clone().embedded().unwrap_err().is_invalid(), "{builder:?}");
+        assert!(
+            builder.clone().embedded().unwrap_err().is_invalid(),
+            "{builder:?}"
+        );
         let connecting = builder.url("redis://127.0.0.1:1").connect();
         assert!(connecting.await.unwrap_err().is_invalid());
     }

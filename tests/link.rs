@@ -66,7 +66,10 @@ async fn a_client_has_two_connections_however_many_locks() {
         tokio::spawn(l.write().timeout(ms(400)).into_future());
     }
     let clients = server.cli(&["CLIENT", "LIST"]);
-    let ours = clients.lines().filter(|line| !line.contains("cmd=client")).count();
+    let ours = clients
+        .lines()
+        .filter(|line| !line.contains("cmd=client"))
+        .count();
     assert_eq!(ours, 2, "{clients}");
     let channels = server.reply(&["PUBSUB", "CHANNELS"]);
     assert_eq!(channels.items().len(), 1, "{channels:?}");
@@ -123,11 +126,19 @@ async fn a_lost_reply_makes_nothing_happen_twice() {
         let one = soon(lock(&a).write().owner(&owner)).await.unwrap();
         let two = soon(lock(&a).read().owner(&owner)).await.unwrap();
         assert_eq!(proxy.lost_replies(), round * 3 + 1);
-        assert_eq!(b.inspect("it").await.unwrap().holding.len(), 2, "each counts once");
+        assert_eq!(
+            b.inspect("it").await.unwrap().holding.len(),
+            2,
+            "each counts once"
+        );
         proxy.drop_reply_then_cut(|words| words[0].eq_ignore_ascii_case("EVALSHA"));
-        soon(two.release()).await.expect("a release that is asked again says the same");
+        soon(two.release())
+            .await
+            .expect("a release that is asked again says the same");
         proxy.drop_reply_then_cut(|words| words[0].eq_ignore_ascii_case("EVALSHA"));
-        let one = soon(one.downgrade()).await.expect("a downgrade that is asked again says the same");
+        let one = soon(one.downgrade())
+            .await
+            .expect("a downgrade that is asked again says the same");
         assert_eq!(b.inspect("it").await.unwrap().holding.len(), 1);
         soon(one.release()).await.unwrap();
         free(&b).await;
@@ -225,7 +236,11 @@ async fn a_silent_link_ends_holds_before_the_server_could_give_them_away() {
     let (cause, told) = soon(watched).await.unwrap();
     assert_eq!(cause, LostCause::Lapsed);
     assert!(!held.is_held());
-    assert!(told <= entered, "told {:?} after the next entered", told - entered);
+    assert!(
+        told <= entered,
+        "told {:?} after the next entered",
+        told - entered
+    );
     assert!(next.unwrap().is_held());
 }
 
@@ -236,7 +251,9 @@ async fn a_stopped_server_is_an_error_by_the_timeout_and_no_hang() {
     let held = lock(&a).write().await.unwrap();
     server.stop();
     let begun = Instant::now();
-    let error = soon(a.rwlock("other").unwrap().write().timeout(ms(400))).await.unwrap_err();
+    let error = soon(a.rwlock("other").unwrap().write().timeout(ms(400)))
+        .await
+        .unwrap_err();
     assert!(error.is_unreachable() || error.is_timeout(), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let error = soon(a.rwlock("other").unwrap().try_write()).await.unwrap_err();
@@ -312,7 +329,9 @@ async fn a_revocation_whose_push_was_lost_is_found_by_the_next_renewal() {
         async move { b.revoke("it").await }
     });
     eventually_async(BOUND, "revoked on the server", async || {
-        b.inspect("it").await.is_ok_and(|seen| seen.holding.iter().all(|h| h.revoked))
+        b.inspect("it")
+            .await
+            .is_ok_and(|seen| seen.holding.iter().all(|h| h.revoked))
     })
     .await;
     proxy.refuse(false);
@@ -327,11 +346,20 @@ fn a_runtime_that_shuts_down_leaves_nothing_and_its_guards_live_on() {
     let observer = tokio::runtime::Runtime::new().unwrap();
     let b = observer.block_on(brisk(server.url()));
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let (kept, dropped) = runtime.block_on(async {
         let a = brisk(server.url()).await;
         let kept = a.rwlock("kept").unwrap().write().await.unwrap();
-        let dropped = a.rwlock("dropped").unwrap().write().lease(Duration::from_secs(60)).await.unwrap();
+        let dropped = a
+            .rwlock("dropped")
+            .unwrap()
+            .write()
+            .lease(Duration::from_secs(60))
+            .await
+            .unwrap();
         let spawned = lock(&a).write().lease(Duration::from_secs(60)).await.unwrap();
         // It and its guard die with the runtime.
         tokio::spawn(async move {
@@ -351,12 +379,16 @@ fn a_runtime_that_shuts_down_leaves_nothing_and_its_guards_live_on() {
         free(&b).await;
         for name in ["it", "dropped"] {
             eventually_async(BOUND, name, async || {
-                b.inspect(name).await.is_ok_and(|seen| seen.holders == 0 && seen.waiters == 0)
+                b.inspect(name)
+                    .await
+                    .is_ok_and(|seen| seen.holders == 0 && seen.waiters == 0)
             })
             .await;
         }
         eventually_async(BOUND, "the waiter that died has left the line", async || {
-            b.inspect("kept").await.is_ok_and(|seen| seen.holders == 1 && seen.waiters == 0)
+            b.inspect("kept")
+                .await
+                .is_ok_and(|seen| seen.holders == 1 && seen.waiters == 0)
         })
         .await;
         tokio::time::timeout(ms(3500), kept.lost())

@@ -66,7 +66,9 @@ async fn a_handoff_is_one_script_and_one_message_however_many_wait() {
     let held = lock(&a).write().await.unwrap();
     let mut waiting = Vec::new();
     for n in 0..50 {
-        waiting.push(tokio::spawn(lock(if n % 2 == 0 { &a } else { &b }).write().into_future()));
+        waiting.push(tokio::spawn(
+            lock(if n % 2 == 0 { &a } else { &b }).write().into_future(),
+        ));
         waiters(&a, n + 1).await;
     }
     let (scripts, messages) = (scripts_run(&server), server.command_count("publish"));
@@ -75,7 +77,11 @@ async fn a_handoff_is_one_script_and_one_message_however_many_wait() {
         soon(held.release()).await.unwrap();
         held = soon(next).await.unwrap().unwrap();
     }
-    assert_eq!(scripts_run(&server) - scripts, 50, "one release each, and nobody retries");
+    assert_eq!(
+        scripts_run(&server) - scripts,
+        50,
+        "one release each, and nobody retries"
+    );
     assert_eq!(server.command_count("publish") - messages, 50);
 }
 
@@ -125,7 +131,9 @@ async fn a_lapsed_reader_does_not_count_while_others_read() {
     let _living = lock(&b).read().await.unwrap();
     soon(lapsing.lost()).await;
     eventually_async(BOUND, "it is gone from the server", async || {
-        b.inspect("it").await.is_ok_and(|seen| seen.holders == 1 && seen.holding.len() == 1)
+        b.inspect("it")
+            .await
+            .is_ok_and(|seen| seen.holders == 1 && seen.holding.len() == 1)
     })
     .await;
 }
@@ -133,7 +141,12 @@ async fn a_lapsed_reader_does_not_count_while_others_read() {
 #[tokio::test]
 async fn revoking_a_stranger_leaves_the_holder_renewed() {
     let server = RedisServer::start();
-    let a = Relatch::builder().url(server.url()).lease(ms(300)).connect().await.unwrap();
+    let a = Relatch::builder()
+        .url(server.url())
+        .lease(ms(300))
+        .connect()
+        .await
+        .unwrap();
     let held = lock(&a).write().await.unwrap();
     assert_eq!(a.revoke_owner("it", &Owner::new()).await.unwrap(), 0);
     tokio::time::timeout(ms(900), held.lost())
@@ -150,7 +163,12 @@ async fn every_key_expires_and_an_idle_name_keeps_its_fence_alone() {
     let waiting = tokio::spawn(lock(&b).read().into_future());
     waiters(&a, 1).await;
     // A waiter that leaves, so that there is a mark as well.
-    assert!(soon(lock(&b).write().timeout(ms(20))).await.unwrap_err().is_timeout());
+    assert!(
+        soon(lock(&b).write().timeout(ms(20)))
+            .await
+            .unwrap_err()
+            .is_timeout()
+    );
     let all_expire = || {
         for key in server.keys() {
             let left = server.reply(&["PTTL", &key]).integer();
@@ -171,7 +189,10 @@ async fn every_key_expires_and_an_idle_name_keeps_its_fence_alone() {
     assert_eq!(locks, ["relatch:1:{it}", "relatch:1:{it}:marks"]);
     let fields = server.reply(&["HKEYS", "relatch:1:{it}"]);
     for field in fields.items().iter().map(support::Reply::text) {
-        assert!(["fence", "ticket", "marks", "gc"].contains(&field.as_str()), "{field}");
+        assert!(
+            ["fence", "ticket", "marks", "gc"].contains(&field.as_str()),
+            "{field}"
+        );
     }
 }
 
@@ -182,9 +203,17 @@ async fn nothing_but_its_lease_ends_a_hold_of_a_process_that_never_comes_back() 
     let runtime = std::thread::spawn({
         let url = server.url();
         move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
-                let a = Relatch::builder().url(url).lease(ms(400)).connect().await.unwrap();
+                let a = Relatch::builder()
+                    .url(url)
+                    .lease(ms(400))
+                    .connect()
+                    .await
+                    .unwrap();
                 let held = lock(&a).write().await.unwrap();
                 // As if the process had ended here: nothing of it runs any more.
                 std::mem::forget(held);
@@ -194,7 +223,9 @@ async fn nothing_but_its_lease_ends_a_hold_of_a_process_that_never_comes_back() 
     });
     runtime.join().unwrap();
     let begun = std::time::Instant::now();
-    soon(lock(&b).write().timeout(Duration::from_secs(8))).await.unwrap();
+    soon(lock(&b).write().timeout(Duration::from_secs(8)))
+        .await
+        .unwrap();
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
@@ -210,9 +241,16 @@ fn the_list_of_peers_failures_names_tests_that_exist() {
         include_str!("../src/backend/redis/scripts/tests.rs"),
     ];
     let mut named = 0;
-    for name in list.split('`').skip(1).step_by(2).filter(|name| name.contains('_')) {
+    for name in list
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('_'))
+    {
         assert!(
-            sources.iter().any(|source| source.contains(&format!("fn {name}("))),
+            sources
+                .iter()
+                .any(|source| source.contains(&format!("fn {name}("))),
             "docs/peers.md names {name}, and there is no such test"
         );
         named += 1;

@@ -359,6 +359,7 @@ impl Linker {
             )
             .await?;
         let mode = self.check(connection.clone()).await?;
+        self.load_scripts(connection.clone()).await?;
 
         let confirmed = Arc::new(AtomicBool::new(false));
         let subscribed = confirmed.clone();
@@ -560,6 +561,24 @@ impl Linker {
             .into());
         }
         Ok(server.mode)
+    }
+
+    /// Loads every script, so that no call has to carry its source. A server that forbids it, or forgets them later, is sent the source
+    /// with the call.
+    async fn load_scripts(&self, mut connection: MultiplexedConnection) -> Result<(), Error> {
+        for script in scripts::ALL {
+            let mut load = Cmd::new();
+            load.arg("SCRIPT").arg("LOAD").arg(script.source);
+            match connection.send_packed_command(&load).await {
+                Ok(Value::ServerError(error)) => {
+                    tracing::debug!(server = %self.target.place, %error, "the scripts are not loaded ahead");
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(error) => return Err(self.handshake_failed(&error)),
+            }
+        }
+        Ok(())
     }
 
     fn on_push(&self, push: PushInfo, subscribed: Option<&AtomicBool>) {

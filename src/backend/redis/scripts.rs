@@ -62,8 +62,7 @@ static REVOKE: Script = script!("revoke");
 static INSPECT: Script = script!("inspect");
 
 /// All of them.
-#[cfg(test)]
-static ALL: [&Script; 8] = [
+pub(super) static ALL: [&Script; 8] = [
     &ACQUIRE, &RELEASE, &DOWNGRADE, &RENEW, &WITHDRAW, &POLL, &REVOKE, &INSPECT,
 ];
 
