@@ -118,7 +118,8 @@ impl Waiters {
     /// It is in line, says the server. `wake_ms` is when the first in line should look again.
     pub(crate) fn queued(&self, core: &Core, request: RequestId, heard: &Heard, wake_ms: u64) {
         let now = core.clock.now();
-        let mut poll_at = now.plus(core.config.claim / 3);
+        // Counted from when it was asked: the server counts its sign of life from not long after.
+        let mut poll_at = heard.sent.plus(core.config.claim / 3);
         if wake_ms > 0 {
             let left = wake_ms.saturating_mul(1000).saturating_sub(heard.answer.now_us);
             // A moment later than the lease ends there, as seen from here; never in a tight loop.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -106,6 +106,8 @@ pub(super) struct Wire {
     healed: watch::Sender<bool>,
     generation: watch::Sender<u64>,
     core: Mutex<Weak<Core>>,
+    /// How many calls the server has answered.
+    answered: AtomicUsize,
 }
 
 struct Script {
@@ -140,6 +142,11 @@ impl Wire {
     /// What was called since [`arm`](Self::arm).
     pub(super) fn calls(&self) -> Vec<Kind> {
         self.script.lock().calls.clone()
+    }
+
+    /// How many calls the server has answered so far.
+    pub(super) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Acquire)
     }
 
     pub(super) fn let_go(&self) {
@@ -248,10 +255,9 @@ async fn opened(gate: &watch::Sender<bool>) {
 
 impl Faulty {
     fn apply(&self, call: &Call) -> Result<Heard, Failure> {
-        self.inner
-            .call(call)
-            .now_or_never()
-            .expect("an embedded server answers at once")
+        let answer = self.inner.call(call).now_or_never();
+        self.wire.answered.fetch_add(1, Ordering::AcqRel);
+        answer.expect("an embedded server answers at once")
     }
 }
 
@@ -361,6 +367,7 @@ impl Client {
             healed: watch::channel(false).0,
             generation: watch::channel(1).0,
             core: Mutex::default(),
+            answered: AtomicUsize::new(0),
         });
         let pushes = wire.clone();
         let backend = Faulty {
