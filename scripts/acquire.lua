@@ -21,7 +21,7 @@
 --   queued   ticket, wake_ms: when the first in line should look again; 0 for the others
 --   busy     not at once, and it was not to wait
 --   refused  it would wait for its own owner's read to end
---   ended    lapsed, revoked, withdrawn or unknown: the request, or the one it would upgrade, has ended
+--   ended    lapsed, revoked, withdrawn, replaced or unknown: the request, or the one it would upgrade, has ended
 -- Wakes
 --   requests of the same owner that may re-enter now; and, like every script, whoever can enter as a lease has lapsed.
 local REQUEST, OWNER, MODE, WAIT, LEASE = ARGV[7], ARGV[8], string.sub(ARGV[9], 1, 1), ARGV[10] == '1', tonumber(ARGV[11])
@@ -109,8 +109,8 @@ local ending = M.ending(REQUEST, 0)
 if ending ~= 'unknown' then
   return reply('ended', ending)
 end
-if UPGRADE_OF ~= '' and not M.granted(OWNER, UPGRADE_OF) then
-  return reply('ended', M.ending(UPGRADE_OF, 0))
+if UPGRADE_OF ~= '' and not M.upgradable_from(OWNER, UPGRADE_OF) then
+  return reply('ended', M.granted(OWNER, UPGRADE_OF) and 'revoked' or M.ending(UPGRADE_OF, 0))
 end
 
 local held = M.strongest(M.hold_of(OWNER))
@@ -120,7 +120,19 @@ if held and string.byte(MODE) <= string.byte(held) then
 elseif MODE == 'r' then
   at_once = M.top_mode ~= 'w' and not M.live_writer()
 elseif MODE == 'u' then
-  at_once = not M.top_owner and (held or not (M.live_writer() or M.live_head(1)))
+  at_once = not M.top_owner
+  if at_once and not held then
+    -- Does this waiter stand behind the place that the request comes back to?
+    local function is_behind(w)
+      return w.band ~= -1 and TICKET > 0 and TICKET < w.ticket
+    end
+    local writer = M.live_writer()
+    at_once = not writer or is_behind(writer)
+    if at_once then
+      local upgradable = M.live_head(1)
+      at_once = not upgradable or is_behind(upgradable)
+    end
+  end
 else
   at_once = M.alone(OWNER)
 end
@@ -129,6 +141,10 @@ if at_once then
   M.enter({ request = REQUEST, owner = OWNER, mode = MODE, upgrade_of = UPGRADE_OF, label = LABEL }, LEASE)
   M.siblings(OWNER, batch)
   M.deliver(batch)
+  -- An owner that now holds upgradable may be able to write.
+  if #M.waiting_of(OWNER) > 0 then
+    M.advance(false)
+  end
   g = M.granted(OWNER, REQUEST)
   if g then
     return reply('granted', M.grant_of(OWNER, g))

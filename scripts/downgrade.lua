@@ -12,7 +12,7 @@
 --  10 to      read or upgradable
 -- Replies
 --   downgraded  fence, deadline_ms, depth: in the mode it has now
---   not_held    lapsed, revoked, withdrawn, forgotten or unknown
+--   not_held    lapsed, revoked, withdrawn, replaced, forgotten or unknown
 -- Wakes
 --   whoever may share with the weaker mode.
 local REQUEST, OWNER, FENCE, TO = ARGV[7], ARGV[8], tonumber(ARGV[9]), string.sub(ARGV[10], 1, 1)

@@ -12,7 +12,7 @@
 --   poll      a row for each request:
 --   granted   - fence, deadline_ms, depth
 --   queued    - wake_ms: as for an acquire
---   not_held  - lapsed, revoked, withdrawn or unknown
+--   not_held  - lapsed, revoked, withdrawn, replaced or unknown
 -- Wakes
 --   whoever can enter as a lease has lapsed, or as a waiter before it was not refreshed.
 local requests, owners, known, fields, all = {}, {}, {}, {}, {}

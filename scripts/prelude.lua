@@ -24,7 +24,7 @@
 --   4 WAITERS  hash: <request> = `<owner>,<band>,<ticket>,<lease_ms>,<until_ms>,<upgrade_of>,<label>`, where the label may hold any
 --              bytes; @<owner> = its waiting requests, in the order they asked, with spaces between
 --   5 MARKS    zset: requests that a late call must be told of, scored by when the mark ends, plus 0 for lapsed, 0.25 for revoked,
---              0.5 for withdrawn
+--              0.5 for withdrawn, 0.75 for replaced
 --
 -- Cost. A script costs its calls, and in Lua 5.1 also every function it *makes* (ten cost as much as two calls). So the
 -- uncontended case is told straight out at the top of a script, and everything else is inside `machine`, made only when needed.
@@ -101,7 +101,8 @@ local function machine(now_us, stored, owners, gives)
   local waiters = {} -- by request, as far as they were looked at; false: none
   local asked = {} -- by owner: its waiting requests, as text
   local changed = {} -- fields of WAITERS to be written
-  local marked = {} -- by request: a new score in MARKS
+  local marked = {} -- by request: a new score in MARKS, or false: leaves
+  local moved = false -- has a request that waits changed its band since QUEUE was last written?
   local typed = { [HASH] = true } -- the keys whose types are known to be right
   local written = false -- has this script written yet?
 
@@ -211,6 +212,7 @@ local function machine(now_us, stored, owners, gives)
     function M.settle_owner(owner)
       local hold = holds[owner]
       local was_writing = M.top_owner == owner and M.top_mode == 'w'
+      local was_upgradable = M.top_owner == owner and M.top_mode == 'u'
       if not hold.due then
         hold.due = huge
         for deadline in gmatch(hold.list, '|[^,]+,[^,]+,(%d+)') do
@@ -242,7 +244,21 @@ local function machine(now_us, stored, owners, gives)
         M.due = nil
       end
       hold.reads, hold.score, dirty[owner] = mode == 'r', hold.due, true
+      if was_upgradable ~= (mode == 'u') then
+        M.settle_writes(owner, mode == 'u' and -1 or 0)
+      end
       return was_writing and not (M.top_owner == owner and M.top_mode == 'w')
+    end
+
+    -- The write requests of an owner wait at the head exactly while it holds upgradable.
+    function M.settle_writes(owner, band)
+      for _, request in ipairs(M.waiting_of(owner)) do
+        local w = waiters[request]
+        if w and w.mode == 'w' and w.band ~= band then
+          w.band, changed[request], moved = band, true, true
+          queue[request .. ',' .. owner] = band * M.BAND + w.ticket
+        end
+      end
     end
 
     function M.word_of(mode)
@@ -260,6 +276,7 @@ local function machine(now_us, stored, owners, gives)
 
     -- An upgrade that its caller no longer waits for becomes the upgradable request again that it was.
     function M.undo_upgrade(owner, g, from)
+      M.unmark(from)
       local label = M.label_of(g)
       if label then
         labels[g.request], labels[from] = false, label
@@ -271,6 +288,12 @@ local function machine(now_us, stored, owners, gives)
     -- Does nobody but this owner hold?
     function M.alone(owner)
       return (not M.top_owner or M.top_owner == owner) and M.readers == (M.hold_of(owner).reads and 1 or 0)
+    end
+
+    -- May this request still be replaced by an upgrade? What is being taken away may not: the upgrade would make it whole.
+    function M.upgradable_from(owner, from)
+      local g = M.granted(owner, from)
+      return g and not g.revoked
     end
 
     -- What a granted request has: fence, deadline_ms, depth.
@@ -287,16 +310,20 @@ local function machine(now_us, stored, owners, gives)
       M.reach = max(M.reach, till)
     end
 
+    function M.unmark(request)
+      marked[request] = false
+    end
+
     -- Why this server knows of no such grant.
     function M.ending(request, fence)
       local score = marked[request]
-      if not score and M.marks > now then
+      if score == nil and M.marks > now then
         typed[MARKS] = true
         score = tonumber(call('ZSCORE', MARKS, request))
       end
       if score and floor(score) > now then
         local kind = (score - floor(score)) * 4
-        return kind == 0 and 'lapsed' or kind == 1 and 'revoked' or 'withdrawn'
+        return kind == 0 and 'lapsed' or kind == 1 and 'revoked' or kind == 2 and 'withdrawn' or 'replaced'
       end
       return M.fence < fence and 'forgotten' or 'unknown'
     end
@@ -372,13 +399,18 @@ local function machine(now_us, stored, owners, gives)
       end
 
       if any_marked then
-        local into = {}
+        local into, from = {}, {}
         for request, score in pairs(marked) do
-          into[#into + 1] = format('%.2f', score)
-          into[#into + 1] = request
+          if score then
+            into[#into + 1] = format('%.2f', score)
+            into[#into + 1] = request
+          else
+            from[#from + 1] = request
+          end
         end
         M.write('ZREMRANGEBYSCORE', MARKS, '-inf', '(' .. text(now + 1))
         M.wide('ZADD', MARKS, into)
+        M.wide('ZREM', MARKS, from)
         marked = {}
       end
 
@@ -412,7 +444,7 @@ local function machine(now_us, stored, owners, gives)
         if #into > 0 then
           M.waiting = call('ZCARD', QUEUE)
         end
-        queue, line = {}, nil
+        queue, line, moved = {}, nil, false
       end
 
       if any_changed then
@@ -611,8 +643,9 @@ local function machine(now_us, stored, owners, gives)
       local first = call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')
       line = { first = first[1], score = tonumber(first[2]) }
       local first_band = first[1] and floor(line.score / M.BAND) or huge
+      local all = M.waiting == 1 and next(queue) == nil
       for band = -1, 2 do
-        line[band] = { at = 1, whole = band < first_band }
+        line[band] = { at = 1, whole = all or band < first_band }
       end
       if first[1] then
         line[first_band][1] = first[1]
@@ -632,12 +665,28 @@ local function machine(now_us, stored, owners, gives)
       members.whole = count < 0 or #more < count
     end
 
+    -- The requests of an owner that wait, in the order they asked; reads what they asked for.
+    function M.waiting_of(owner)
+      local requests = {}
+      if M.waiting > 0 then
+        M.load_waiters({}, { owner })
+        for request in gmatch(asked[owner], '[^ ]+') do
+          requests[#requests + 1] = request
+        end
+        M.load_waiters(requests, {})
+      end
+      return requests
+    end
+
     function M.of_member(member)
       return match(member, '^([^,]+),(.*)$')
     end
 
     -- The first in a band.
     function M.peek(band)
+      if moved then
+        M.flush()
+      end
       local members = M.look()[band]
       while true do
         local member = members[members.at]
@@ -687,7 +736,7 @@ local function machine(now_us, stored, owners, gives)
         M.load_waiters({ request }, { owner })
         local w = waiters[request]
         if w and w.owner == owner then
-          if w.till > now and (w.upgrade_of == '' or M.granted(owner, w.upgrade_of)) then
+          if w.till > now and (w.upgrade_of == '' or M.upgradable_from(owner, w.upgrade_of)) then
             return w
           end
           M.leave(request)
@@ -754,6 +803,7 @@ local function machine(now_us, stored, owners, gives)
         undo.from = from
         undo.label = M.label_of(from)
         M.replace(hold, from)
+        M.mark(from.request, 3)
       end
       if M.fence == 0 or (w.mode == 'w' and before ~= 'w') then
         M.fence = max(M.fence + 1, now_us)
@@ -775,32 +825,14 @@ local function machine(now_us, stored, owners, gives)
       return M.enter(w, min(w.lease, CLAIM))
     end
 
-    -- The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable
-    -- goes to the head.
+    -- The other requests of an owner that now holds: those that may re-enter do.
     function M.siblings(owner, batch)
-      if M.waiting <= 0 then
-        return
-      end
-      M.load_waiters({}, { owner })
-      local requests = {}
-      for request in gmatch(asked[owner], '[^ ]+') do
-        requests[#requests + 1] = request
-      end
-      M.load_waiters(requests, {})
-      for _, request in ipairs(requests) do
+      for _, request in ipairs(M.waiting_of(owner)) do
         local held, w = M.strongest(M.hold_of(owner)), waiters[request]
-        if not held then
-          return
-        end
-        if w then
-          if byte(w.mode) <= byte(held) then
-            M.leave(request)
-            if w.till > now and (w.upgrade_of == '' or M.granted(owner, w.upgrade_of)) then
-              batch[#batch + 1] = M.grant(w)
-            end
-          elseif held == 'u' and w.band == 0 then
-            w.band, changed[request] = -1, true
-            queue[request .. ',' .. owner] = w.ticket - M.BAND
+        if w and held and byte(w.mode) <= byte(held) then
+          M.leave(request)
+          if w.till > now and (w.upgrade_of == '' or M.upgradable_from(owner, w.upgrade_of)) then
+            batch[#batch + 1] = M.grant(w)
           end
         end
       end
@@ -872,6 +904,7 @@ local function machine(now_us, stored, owners, gives)
               M.replace(hold, g)
             end
             if from then
+              M.unmark(from.request)
               hold.list = hold.list
                 .. format('|%s,%s%s,%.0f,%.0f', from.request, from.letter, from.label, from.deadline, from.since)
               hold[from.mode] = hold[from.mode] + 1
@@ -897,18 +930,30 @@ local function machine(now_us, stored, owners, gives)
         if readers_first then
           M.grant_readers(batch)
         end
-        if writer and #batch == 0 and M.alone(writer.owner) then
+        -- Neither of the two passes the other; an upgrade passes both.
+        local upgradable = M.live_head(1)
+        if upgradable and writer and (writer.band ~= 0 or writer.ticket <= upgradable.ticket) then
+          upgradable = nil
+        end
+        if writer and #batch == 0 and not upgradable and M.alone(writer.owner) then
           M.grant_waiter(writer.request, batch)
         else
-          local upgradable = M.live_head(1)
-          if upgradable and not M.top_owner and not (writer and writer.ticket <= upgradable.ticket) then
+          if upgradable and not M.top_owner then
             M.grant_waiter(upgradable.request, batch)
           end
           if not writer and M.waiting > 0 then
             M.grant_readers(batch)
           end
         end
-        if #batch == 0 or not M.deliver(batch) then
+        if #batch == 0 then
+          return
+        end
+        -- An owner that entered and waits for more may be able to get it.
+        local wants_more = false
+        for _, undo in ipairs(batch) do
+          wants_more = wants_more or asked[undo.owner] ~= ''
+        end
+        if not M.deliver(batch) and not wants_more then
           return
         end
         -- Somebody was deaf. The readers that waited have had their turn.

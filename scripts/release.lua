@@ -13,7 +13,7 @@
 --  11 mark      1: its acquisition was sent more than once; leave a mark if there is none, as a copy may still arrive
 -- Replies
 --   released
---   not_held  lapsed, revoked, withdrawn, forgotten or unknown
+--   not_held  lapsed, revoked, withdrawn, replaced, forgotten or unknown
 -- Wakes
 --   the next in line.
 local REQUEST, OWNER, FENCE, AGAIN, LEAVE_MARK = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1'
@@ -56,12 +56,15 @@ if g then
 else
   why = M.ending(REQUEST, FENCE)
   -- Sent before: that copy has done it.
-  if not (AGAIN and (why == 'unknown' or why == 'withdrawn')) then
+  if not (AGAIN and (why == 'unknown' or why == 'withdrawn' or why == 'replaced')) then
     word = 'not_held'
   end
 end
-if LEAVE_MARK and M.ending(REQUEST, 0) == 'unknown' then
-  M.mark(REQUEST, 2)
+if LEAVE_MARK then
+  local known = M.ending(REQUEST, 0)
+  if known == 'unknown' or known == 'replaced' then
+    M.mark(REQUEST, 2)
+  end
 end
 M.advance(write_ended)
 M.flush()

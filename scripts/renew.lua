@@ -12,7 +12,7 @@
 -- Replies
 --   renew     a row for each request:
 --   renewed   - deadline_ms
---   not_held  - lapsed, revoked, withdrawn, forgotten or unknown
+--   not_held  - lapsed, revoked, withdrawn, replaced, forgotten or unknown
 -- Wakes
 --   only whoever can enter as a lease has lapsed.
 local renewals, owners, known, fields = {}, {}, {}, {}

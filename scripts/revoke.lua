@@ -8,11 +8,13 @@
 -- ARGV
 --   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
 --   7 owner   empty for all
+--   8 granted_by_ms  what was granted later stays; 0 takes nothing, and only tells
 -- Replies
---   revoke  how many requests are revoked and not yet given back, and when the last of them lapses (0 when there are none)
+--   revoke  how many requests are revoked and not yet given back, whoever revoked them, and when the last of them lapses (0 when
+--           there are none)
 -- Wakes
 --   nobody, but as any script whoever can enter as a lease has lapsed; it tells the clients of the revoked requests.
-local OWNER = ARGV[7]
+local OWNER, GRANTED_BY = ARGV[7], tonumber(ARGV[8])
 
 local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
 local write_ended = M.lapse()
@@ -31,18 +33,25 @@ M.load_holds(owners)
 local clients, messages, count, last = {}, {}, 0, 0
 for _, owner in ipairs(owners) do
   local hold = M.hold_of(owner)
-  for request, deadline in string.gmatch(hold.list, '|([^,]+),[^,]+,(%d+)') do
-    local client = string.match(request, '^[^.]*')
-    if not messages[client] then
-      clients[#clients + 1], messages[client] = client, { string.format('revoked %.0f', now_us) }
+  local list = string.gsub(hold.list, '|([^,]+),(%a)(%+?),(%d+),(%d+)', function(request, letter, label, deadline, since)
+    local mode = letter
+    if tonumber(since) <= GRANTED_BY then
+      mode = string.upper(letter)
+      local client = string.match(request, '^[^.]*')
+      if not messages[client] then
+        clients[#clients + 1], messages[client] = client, { string.format('revoked %.0f', now_us) }
+      end
+      table.insert(messages[client], request)
     end
-    table.insert(messages[client], request)
-    count, last = count + 1, math.max(last, tonumber(deadline))
-  end
-  hold.list = string.gsub(hold.list, '|[^,]+,%l', function(start)
-    return string.sub(start, 1, -2) .. string.upper(string.sub(start, -1))
+    if mode == string.upper(mode) then
+      count, last = count + 1, math.max(last, tonumber(deadline))
+    end
+    return string.format('|%s,%s%s,%s,%s', request, mode, label, deadline, since)
   end)
-  M.touch(owner)
+  if list ~= hold.list then
+    hold.list = list
+    M.touch(owner)
+  end
 end
 M.flush()
 for _, client in ipairs(clients) do

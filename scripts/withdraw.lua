@@ -34,10 +34,10 @@ end
 local g = M.granted(OWNER, REQUEST)
 if g then
   was = 'held'
+  local from = UPGRADE_OF == '' or M.ending(UPGRADE_OF, 0)
   -- Unless that one has been given back in the meantime, or is there.
   if
-    UPGRADE_OF == ''
-    or M.ending(UPGRADE_OF, 0) ~= 'unknown'
+    not (from == 'replaced' or from == 'unknown')
     or M.granted(OWNER, UPGRADE_OF)
     or (M.waiting > 0 and M.waiter_of(UPGRADE_OF))
   then

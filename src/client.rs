@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::backend::embedded::Embedded;
 use crate::backend::{Failure, Sink};
 use crate::clock::Clock;
@@ -12,7 +14,9 @@ use crate::core::{Core, Handle, Home};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders};
 use crate::owner::Owner;
-use crate::protocol::{Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoking};
+use crate::protocol::{
+    Answer, Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoke, Revoking,
+};
 
 /// A client: one connection to where the locks are kept, shared by all locks made from it.
 ///
@@ -50,7 +54,8 @@ impl Relatch {
         Self { client }
     }
 
-    /// A client with a lock server of its own inside this process. Needs no runtime to be made.
+    /// A client with a lock server of its own inside this process: it excludes nobody outside it. Needs no runtime to be
+    /// made, as it starts a thread of its own; to wait for a lock takes a Tokio runtime with its time driver on.
     ///
     /// # Panics
     ///
@@ -112,21 +117,21 @@ impl Relatch {
     /// let relatch = relatch::Relatch::embedded();
     /// let _held = relatch.rwlock("catalog")?.write().label("import").await?;
     /// let seen = relatch.inspect("catalog").await?;
-    /// assert_eq!(seen.holders, 1);
-    /// assert_eq!(seen.holding[0].label.as_deref(), Some("import"));
+    /// assert_eq!(seen.holder_count, 1);
+    /// assert_eq!(seen.holders[0].label.as_deref(), Some("import"));
     /// # Ok::<(), relatch::Error>(()) }).unwrap();
     /// ```
     pub async fn inspect(&self, name: &str) -> Result<Inspection, Error> {
         let name = Name::new(name)?;
-        let reply = self.ask(&name, Operation::Inspect(INSPECT_ROWS)).await?;
-        let Reply::Inspect(snapshot) = reply else {
+        let answer = self.ask(&name, Operation::Inspect(INSPECT_ROWS)).await?;
+        let Reply::Inspect(snapshot) = answer.reply else {
             return Err(unexpected());
         };
         let core: &Core = &self.client;
         let now_ms = core.server_now_ms();
         let ids: Vec<_> = snapshot.waiting.iter().map(|row| row.request.client).collect();
-        let clients = core.backend.clients(&ids).await.unwrap_or_default();
-        let waiting = snapshot
+        let clients = core.who(&ids).await;
+        let waiters = snapshot
             .waiting
             .iter()
             .enumerate()
@@ -140,18 +145,19 @@ impl Relatch {
             .collect();
         Ok(Inspection {
             name: name.as_str().into(),
-            fence: snapshot.fence,
-            holders: snapshot.holders,
-            waiters: snapshot.waiters,
-            holding: holders(core, &snapshot).await,
-            waiting,
+            fence: (snapshot.fence > 0).then_some(snapshot.fence),
+            holder_count: snapshot.holders,
+            waiter_count: snapshot.waiters,
+            holders: holders(core, &snapshot).await,
+            waiters,
         })
     }
 
-    /// Takes a name away from everybody who holds it, and returns when it has been given back. Who waits stays in line.
+    /// Takes a name away from everybody who holds it, and returns when those who held at the call no longer do; the next in
+    /// line may hold by then. Who waits stays in line, and keeps what it gets.
     ///
     /// Each holder is told first ([`lost`](crate::WriteGuard::lost) resolves with [`Revoked`](crate::LostCause::Revoked)), and its
-    /// client gives back at once. Where a client does not answer, the name is free when its lease has run out: a guard
+    /// client gives back at once. Where a client does not answer, its hold ends when its lease has run out: a guard
     /// never says that it is held when somebody else may hold.
     ///
     /// Returns how many granted requests were taken.
@@ -183,17 +189,24 @@ impl Relatch {
     async fn revoke_from(&self, name: &str, owner: Option<&Owner>) -> Result<u64, Error> {
         let name = Name::new(name)?;
         let core: &Core = &self.client;
+        // The server's time now: who enters later is left alone, however often the call is sent.
+        let mut granted_by_ms = self.ask(&name, Operation::Inspect(0)).await?.now_us / 1000;
         let mut taken = None;
         let mut rest = Duration::from_millis(1);
         loop {
-            let reply = self.ask(&name, Operation::Revoke(owner.map(Owner::id))).await?;
-            let Reply::Revoke(Revoking { requests, .. }) = reply else {
+            let call = Operation::Revoke(Revoke {
+                owner: owner.map(Owner::id),
+                granted_by_ms,
+            });
+            let Reply::Revoke(Revoking { requests, .. }) = self.ask(&name, call).await?.reply else {
                 return Err(unexpected());
             };
             let taken = *taken.get_or_insert(requests);
             if requests == 0 {
                 return Ok(taken);
             }
+            // From now on only to see what is left.
+            granted_by_ms = 0;
             // Its clients have been told; it takes them a moment. A dead one's lease takes longer.
             core.clock.sleep_until(core.clock.now().plus(rest)).await;
             rest = (rest * 2).min(Duration::from_millis(100));
@@ -225,7 +238,7 @@ impl Relatch {
     }
 
     /// One call that can be repeated, for as long as patience lasts.
-    async fn ask(&self, name: &Name, operation: Operation) -> Result<Reply, Error> {
+    async fn ask(&self, name: &Name, operation: Operation) -> Result<Answer, Error> {
         let core: &Core = &self.client;
         let call = Call {
             name: name.clone(),
@@ -241,7 +254,7 @@ impl Relatch {
             match outcome {
                 Ok(heard) => {
                     core.hear(&heard);
-                    return Ok(heard.answer.reply);
+                    return Ok(heard.answer);
                 }
                 Err(Failure::No(error)) => return Err(error),
                 Err(Failure::Unknown(_)) => core.pause().await,
@@ -253,30 +266,34 @@ impl Relatch {
 /// How many rows of each kind an inspection shows.
 const INSPECT_ROWS: usize = 1000;
 
+fn invalid(what: &str) -> Error {
+    ErrorKind::Invalid(what.into()).into()
+}
+
 fn unexpected() -> Error {
     ErrorKind::Server("the server answered something else than was asked".into()).into()
 }
 
 /// What a name looks like from outside. See [`Relatch::inspect`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
     /// The name.
     pub name: String,
-    /// The last fence issued; 0 when none is known.
-    pub fence: u64,
+    /// The last fence issued, if one is known.
+    pub fence: Option<u64>,
     /// How many owners hold.
-    pub holders: u64,
+    pub holder_count: u64,
     /// How many requests wait.
-    pub waiters: u64,
+    pub waiter_count: u64,
     /// Every granted request of those who hold: an owner has as many as its depth.
-    pub holding: Vec<Holder>,
+    pub holders: Vec<Holder>,
     /// Who waits, the next to write first, then the upgradable, then the readers, each in the order they asked.
-    pub waiting: Vec<Waiting>,
+    pub waiters: Vec<Waiting>,
 }
 
 /// A request in line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Waiting {
     /// Who waits.
@@ -284,6 +301,7 @@ pub struct Waiting {
     /// For which mode.
     pub mode: Mode,
     /// For how long.
+    #[serde(with = "humantime_serde")]
     pub waited: Duration,
     /// The label it asked with.
     pub label: Option<String>,
@@ -297,8 +315,8 @@ pub struct Waiting {
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// use relatch::{Builder, Config};
 ///
-/// let config: Config = serde_json::from_str(r#"{ "lease": "10s" }"#).unwrap();
-/// let relatch = Builder::from(config).connect().await?; // embedded, as it names no server
+/// let config: Config = serde_json::from_str(r#"{ "url": "embedded", "lease": "10s" }"#).unwrap();
+/// let relatch = Builder::from(config).connect().await?;
 /// # relatch.close().await?;
 /// # Ok::<(), relatch::Error>(()) }).unwrap();
 /// ```
@@ -326,7 +344,7 @@ macro_rules! set {
 }
 
 impl Builder {
-    /// Where the server is. See [`Config::url`].
+    /// Where the server is, or `embedded`. See [`Config::url`].
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.config.url = Some(url.into());
         self
@@ -362,7 +380,7 @@ impl Builder {
     /// [`is_invalid`](Error::is_invalid) for a setting that can't be used, [`is_unreachable`](Error::is_unreachable) when no thread can be started.
     pub fn embedded(self) -> Result<Relatch, Error> {
         let server = Embedded::with_clock(self.clock.clone().unwrap_or_default());
-        self.embedded_in(&server)
+        self.join(&server)
     }
 
     /// A client of an embedded server that others use as well.
@@ -371,6 +389,15 @@ impl Builder {
     ///
     /// As [`embedded`](Self::embedded).
     pub fn embedded_in(self, server: &Embedded) -> Result<Relatch, Error> {
+        if self.clock.is_some() {
+            return Err(invalid(
+                "a clock was given, but the server has its own: give it to `Embedded::with_clock`",
+            ));
+        }
+        self.join(server)
+    }
+
+    fn join(self, server: &Embedded) -> Result<Relatch, Error> {
         self.config.check()?;
         let id = ClientId::random();
         let core = Arc::new_cyclic(|core: &Weak<Core>| {
@@ -383,7 +410,7 @@ impl Builder {
         })
     }
 
-    /// Connects to the server that [`url`](Self::url) names; without one the client is embedded.
+    /// Connects to the server that [`url`](Self::url) names; `embedded` names one inside this process.
     ///
     /// # Errors
     ///
@@ -394,17 +421,22 @@ impl Builder {
     /// Dropping the future leaves no connection behind.
     pub async fn connect(self) -> Result<Relatch, Error> {
         match self.config.url.clone() {
-            None => self.embedded(),
+            None => Err(invalid(
+                "no server is named: set `url`; `embedded` is one inside this process, which excludes nobody outside it",
+            )),
+            Some(url) if url == "embedded" => self.embedded(),
+            Some(_) if self.clock.is_some() => Err(invalid(
+                "a clock was given, but a server has its own: leave it out, or call `embedded()`",
+            )),
             Some(url) => self.connect_to(url).await,
         }
     }
 
     #[cfg(not(feature = "redis"))]
     async fn connect_to(self, _url: String) -> Result<Relatch, Error> {
-        Err(ErrorKind::Invalid(
-            "this program was built without relatch's feature `redis`; turn it on, or name no server".into(),
-        )
-        .into())
+        Err(invalid(
+            "this program was built without relatch's feature `redis`: turn it on, or use `embedded`",
+        ))
     }
 
     #[cfg(feature = "redis")]
@@ -412,6 +444,11 @@ impl Builder {
         use crate::backend::redis::{RedisBackend, RedisOptions};
 
         self.config.check()?;
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return Err(invalid(
+                "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`)",
+            ));
+        };
         let id = ClientId::random();
         // The sink needs the client, and the client the backend, which may refuse its address.
         let late: Arc<std::sync::OnceLock<Weak<Core>>> = Arc::default();
@@ -429,7 +466,7 @@ impl Builder {
         let core = Arc::new(Core::new(id, self.config, clock, backend.clone()));
         // Nobody else sets it.
         let _ = late.set(Arc::downgrade(&core));
-        let client = core.start(Home::Runtime(tokio::runtime::Handle::current()))?;
+        let client = core.start(Home::Runtime(runtime))?;
         backend.ready(within).await?;
         Ok(Relatch { client })
     }

@@ -75,6 +75,10 @@ impl Clock {
     }
 
     /// A clock that only [`advance`](Self::advance) moves.
+    ///
+    /// To move it farther than a lease at once is what a stopped process looks like: holds lapse, also those that a watchdog renews. To
+    /// see them renewed, move it by less than a third of the lease and wait until the guard's
+    /// [`valid_for`](crate::WriteGuard::valid_for) has grown before moving it on: the watchdog works on a thread of its own.
     pub fn manual() -> Self {
         Self(Source::Manual(Arc::new(Mutex::new(Manual {
             // Any time will do; not zero, so that "before" exists.
@@ -157,6 +161,10 @@ impl Future for Sleep {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let at = self.at;
+        if at == Moment::FAR {
+            // It never comes. Who waits for something else as well is woken by that.
+            return Poll::Pending;
+        }
         if let Source::Manual(manual) = &self.clock.0 {
             let mut manual = manual.lock();
             if manual.now >= at.0 {

@@ -13,7 +13,8 @@ const MIN_LEASE: Duration = Duration::from_millis(10);
 /// The longest lease.
 const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How a client works. Every field has a default; durations read and write like `"30s"`.
+/// How a client works. Every field has a default: begin with [`Config::default`] and set fields, or read it with serde.
+/// Durations read and write like `"30s"`.
 ///
 /// ```
 /// let config: relatch::Config = serde_json::from_str(r#"{ "url": "redis://127.0.0.1:6379", "lease": "10s" }"#)?;
@@ -24,9 +25,11 @@ const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where the server is: `redis://[[user]:password@]host[:port][/database]`. Without one the backend is embedded.
+    /// Where the server is: `redis://[[user]:password@]host[:port][/database]`, or `embedded` for a server inside this
+    /// process, which excludes nobody outside it.
     pub url: Option<String>,
-    /// How long a hold outlives its process, unless an acquisition names its own. The watchdog renews every third of it. 30 s.
+    /// The lease of a hold that names none, renewed every third of it for as long as its guard lives. When the process dies
+    /// the lock is free after at most this. 30 s.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
     /// How long a hold lasts that was granted to a waiter, until its client is known to have heard of it; and how long a waiter is
@@ -91,6 +94,12 @@ impl Config {
             ("response_timeout", self.response_timeout),
             ("idle_ping", self.idle_ping),
         ] {
+            if value > MAX_LEASE {
+                return Err(ErrorKind::Invalid(format!(
+                    "a {what} of {value:?} is too long; {MAX_LEASE:?} is the longest"
+                ))
+                .into());
+            }
             if value.is_zero() {
                 return Err(ErrorKind::Invalid(format!(
                     "{what} is zero; nothing could be done in that time"
@@ -121,13 +130,13 @@ impl Config {
 pub(crate) fn check_lease(what: &str, lease: Duration) -> Result<(), Error> {
     if lease < MIN_LEASE {
         return Err(ErrorKind::Invalid(format!(
-            "a {what} of {lease:?} is too short to be kept over a network; {MIN_LEASE:?} is the shortest"
+            "a {what} of {lease:?} is too short; {MIN_LEASE:?} is the shortest"
         ))
         .into());
     }
     if lease > MAX_LEASE {
         return Err(ErrorKind::Invalid(format!(
-            "a {what} of {lease:?} is too long; {MAX_LEASE:?} is the longest: a hold that shall last is renewed by itself"
+            "a {what} of {lease:?} is too long; {MAX_LEASE:?} is the longest; leave the lease out for a hold that is renewed"
         ))
         .into());
     }

@@ -136,8 +136,18 @@ impl Core {
     /// The server's time, roughly: for what people read.
     pub(crate) fn server_now_ms(&self) -> u64 {
         match *self.server_time.lock() {
-            Some((sent, now_us)) => now_us / 1000 + millis(self.clock.now().since(sent)),
+            Some((sent, now_us)) => (now_us / 1000).saturating_add(millis(self.clock.now().since(sent))),
             None => 0,
+        }
+    }
+
+    /// Who these clients are, as far as the server says so soon.
+    pub(crate) async fn who(&self, ids: &[ClientId]) -> Vec<Option<ClientInfo>> {
+        let soon = self.config.response_timeout.saturating_mul(2);
+        tokio::select! {
+            biased;
+            clients = self.backend.clients(ids) => clients.unwrap_or_default(),
+            () = self.clock.sleep_until(self.clock.now().plus(soon)) => Vec::new(),
         }
     }
 
@@ -274,6 +284,8 @@ impl Drop for Task {
     }
 }
 
+/// How often a client says who it is. The server forgets it after three times that.
+const ANNOUNCED: Duration = Duration::from_secs(30);
 /// How long the farewell of an ending client may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a runtime that shuts down is kept for what was dropped but not given back yet.
@@ -282,15 +294,20 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Keeps this client known to whoever asks who is in the way.
 async fn announce(core: &Core) {
     let info = this_process();
-    let period = core.config.lease.max(Duration::from_secs(10));
+    let mut generation = core.backend.generation();
     loop {
-        let announced = core.backend.announce(Some(&info), millis(period * 3)).await;
+        generation.mark_unchanged();
+        let announced = core.backend.announce(Some(&info), millis(ANNOUNCED * 3)).await;
         let rest = if announced.is_ok() {
-            period
+            ANNOUNCED
         } else {
             Duration::from_secs(1)
         };
-        core.clock.sleep_until(core.clock.now().plus(rest)).await;
+        tokio::select! {
+            () = core.clock.sleep_until(core.clock.now().plus(rest)) => {}
+            // A server that comes back empty has forgotten it.
+            Ok(()) = generation.changed() => {}
+        }
     }
 }
 
@@ -299,6 +316,8 @@ async fn follow(core: &Core) {
     let mut generation = core.backend.generation();
     generation.mark_unchanged();
     while generation.changed().await.is_ok() {
+        // It may be another server, whose clock is another.
+        *core.server_time.lock() = None;
         core.waiters.recheck(core);
         core.watchdog.recheck(core);
     }

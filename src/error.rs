@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::owner::Owner;
 use crate::protocol::{ClientInfo, Ending, Mode};
 
@@ -30,17 +32,14 @@ pub struct Error(Box<ErrorKind>);
 pub(crate) enum ErrorKind {
     #[error("{0}")]
     Invalid(String),
-    #[error("no {mode} hold on {name:?} within {waited:?}{blame}")]
+    #[error("no {mode} hold on {name:?} within {}{blame}", round(*.waited))]
     Timeout {
         name: String,
         mode: Mode,
         waited: Duration,
         blame: Blame,
     },
-    #[error(
-        "this owner reads {name:?} and asks for {mode}, which would wait for its own read to end; \
-         take `upgradable_read()` first and upgrade it, or release the read"
-    )]
+    #[error("this owner reads {name:?} and asks for {mode}, which would wait for its own read to end; {}", remedy(*.mode))]
     Refused { name: String, mode: Mode },
     #[error("the hold on {name:?} is lost: {cause}")]
     Lost { name: String, cause: LostCause },
@@ -136,15 +135,29 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
+/// As a person reads it.
+fn round(time: Duration) -> String {
+    format!("{:?}", Duration::from_millis(crate::protocol::millis(time)))
+}
+
+/// What to do instead of what was refused.
+fn remedy(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Upgradable => "take the upgradable hold before the read, or release the read",
+        _ => "take `upgradable_read()` instead of the read and upgrade it, or release the read",
+    }
+}
+
 /// How a hold was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LostCause {
     /// Its lease ran out: a fixed lease ended, or it could not be renewed in time.
     Lapsed,
     /// An operator revoked it.
     Revoked,
-    /// The server no longer knows it: it lost its data, or somebody deleted the key.
+    /// The server no longer knows it: it lost its data, or the key was deleted or evicted.
     Forgotten,
     /// It reached its `max_hold`.
     MaxHold,
@@ -158,7 +171,9 @@ impl LostCause {
         match ending {
             Ending::Lapsed => LostCause::Lapsed,
             Ending::Revoked => LostCause::Revoked,
-            Ending::Withdrawn | Ending::Forgotten | Ending::Unknown => LostCause::Forgotten,
+            Ending::Withdrawn | Ending::Replaced | Ending::Forgotten | Ending::Unknown => {
+                LostCause::Forgotten
+            }
         }
     }
 }
@@ -178,19 +193,19 @@ impl fmt::Display for LostCause {
 /// Who is in the way of a wait that ran out.
 ///
 /// As the server saw it at that moment; empty when it could not be asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Blame {
     /// Some of those who hold: at most four owners.
     pub holders: Vec<Holder>,
-    /// How many owners hold in all.
-    pub total: u64,
+    /// How many owners are in the way in all.
+    pub holder_count: u64,
     /// How many requests were ahead in line.
     pub ahead: u64,
 }
 
 /// One granted request, as others see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Holder {
     /// Who holds.
@@ -198,8 +213,10 @@ pub struct Holder {
     /// In which mode.
     pub mode: Mode,
     /// For how long.
+    #[serde(with = "humantime_serde")]
     pub held_for: Duration,
     /// How long its lease still runs if nothing renews it.
+    #[serde(with = "humantime_serde")]
     pub lease_left: Duration,
     /// An operator has revoked it, and its holder has not given it back yet.
     pub revoked: bool,
@@ -231,11 +248,14 @@ impl fmt::Display for Blame {
         }
         let owners: std::collections::BTreeSet<_> =
             self.holders.iter().map(|h| h.owner.to_string()).collect();
-        if self.total > owners.len() as u64 {
-            write!(f, "; and {} more", self.total - owners.len() as u64)?;
+        if self.holder_count > owners.len() as u64 {
+            write!(f, "; and {} more", self.holder_count - owners.len() as u64)?;
         }
         if self.ahead > 0 {
             write!(f, "; {} ahead in line", self.ahead)?;
+        }
+        if self.holders.is_empty() && self.ahead == 0 {
+            f.write_str("; who was in the way could not be learnt")?;
         }
         Ok(())
     }

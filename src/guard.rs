@@ -68,11 +68,13 @@ impl Hold {
     ) -> Result<T, Error> {
         let core = self.core();
         let mut ended = std::pin::pin!(ended);
+        let patience = core.clock.now().plus(core.config.patience);
         loop {
             let outcome = tokio::select! {
                 biased;
                 outcome = core.backend.call(&call) => outcome,
                 cause = &mut ended => return Err(self.held.lost_error(cause)),
+                () = core.clock.sleep_until(patience) => return Err(core.unreachable(&self.held.name)),
             };
             match outcome {
                 Ok(heard) => {
@@ -135,6 +137,7 @@ impl Hold {
             .await;
         // What is not known to be back, the drop gives back.
         if released.is_ok() {
+            self.held.give_back();
             self.core().watchdog.forget(self.held.member.request);
             self.spent = true;
         }
@@ -153,12 +156,14 @@ impl Hold {
                 to,
             }),
         };
-        self.insist(call, self.held.lost(self.core()), |reply| match reply {
-            Reply::Downgrade(Downgraded::Downgraded(_)) => Some(Ok(())),
-            Reply::Downgrade(Downgraded::NotHeld(ending)) => Some(Err(*ending)),
-            _ => None,
-        })
-        .await?;
+        let grant = self
+            .insist(call, self.held.lost(self.core()), |reply| match reply {
+                Reply::Downgrade(Downgraded::Downgraded(grant)) => Some(Ok(*grant)),
+                Reply::Downgrade(Downgraded::NotHeld(ending)) => Some(Err(*ending)),
+                _ => None,
+            })
+            .await?;
+        self.held.set_depth(grant.depth);
         Ok(self)
     }
 
@@ -171,20 +176,30 @@ impl Hold {
         let request = self.held.member.request;
         let keep = self.held.keep;
         let core: &Core = &client;
-        let left = self.held.cap.since(core.clock.now());
-        let spec = Spec {
+        let begun = core.clock.now();
+        let mut spec = Spec {
             name: self.held.name.clone(),
             mode: Mode::Write,
             owner: None,
             timeout,
             lease: keep.fixed.then_some(keep.lease),
-            max_hold: keep.max_hold.map(|_| left),
+            max_hold: None,
+            cap: self.held.cap,
             label: self.held.label.clone(),
             wait,
             upgrade_of: Some(request),
         };
         // The one before it may still be under way to be undone.
-        self.undone().await;
+        let patience = begun.plus(timeout.unwrap_or(core.config.patience));
+        tokio::select! {
+            biased;
+            () = self.undone() => {}
+            () = core.clock.sleep_until(patience) => return Err((core.unreachable(&spec.name), self)),
+        }
+        if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+            let left = timeout.saturating_sub(core.clock.now().since(begun));
+            spec.timeout = Some(left.max(Duration::from_nanos(1)));
+        }
         // Until it is known which of the two requests the server holds, its release must settle both.
         self.held.mark();
         let upgrading = Upgrading::new(self.held.clone());
@@ -197,11 +212,18 @@ impl Hold {
         match outcome {
             Ok(Some(hold)) => {
                 self.spent = true;
+                self.held.give_back();
                 core.watchdog.forget(request);
                 Ok(hold)
             }
             Ok(None) => Err((spec.timed_out(Duration::ZERO, crate::Blame::default()), self)),
-            Err(error) => Err((error, self)),
+            Err(error) => {
+                // The server does not know it: the guard that is handed back must not say otherwise.
+                if let Some(cause) = error.lost_cause() {
+                    core.watchdog.lose(core, request, cause);
+                }
+                Err((error, self))
+            }
         }
     }
 
@@ -215,6 +237,7 @@ impl Drop for Hold {
         if !self.spent {
             let core: &Core = &self.client;
             self.held.doubt(true);
+            self.held.give_back();
             // Handed over before it is forgotten: a client that ends meanwhile finds it in the one place or in the other.
             core.reaper.release(core, &self.held);
             core.watchdog.forget(self.held.member.request);
@@ -292,7 +315,7 @@ macro_rules! guard {
             /// How deep this acquisition is: 1 for its owner's first in this mode, 2 inside that, and so on, over all processes of the owner. As the
             /// server counted when it was acquired.
             pub fn depth(&self) -> u64 {
-                self.0.held.depth
+                self.0.held.depth()
             }
 
             /// Is it held, for certain? Turns false before the server could give the lock to somebody else. By our own clock; asks nobody.
@@ -309,7 +332,7 @@ macro_rules! guard {
             }
 
             /// Resolves when the hold is lost, with the cause, before the server could give the lock to somebody else. Never resolves
-            /// for a hold that was released.
+            /// for a hold that was given back. A downgraded hold goes on; after an upgrade ask the new guard.
             ///
             /// The future is independent of the guard: select on it while the guard is in use.
             ///
@@ -358,7 +381,8 @@ macro_rules! guard {
             /// # Errors
             ///
             /// [`is_lost`](Error::is_lost): it had been lost before, or no answer came while it was valid. What it guarded may have been entered
-            /// by others.
+            /// by others. [`is_unreachable`](Error::is_unreachable): no answer came within
+            /// [`Config::patience`](crate::Config::patience); it is given back in the background.
             ///
             /// # Cancel safety
             ///
@@ -471,7 +495,8 @@ pub struct Upgrade {
 }
 
 impl Upgrade {
-    /// Gives up after so long.
+    /// Gives up after so long. Zero asks once and does not wait. A fixed lease begins anew with the upgrade; a
+    /// `max_hold` goes on counting.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -494,7 +519,8 @@ impl IntoFuture for Upgrade {
 
 /// An upgrade that did not come about, with the upgradable guard that it was to be.
 ///
-/// With `?` it becomes an [`Error`], and the guard gives its hold back.
+/// With `?` in a function that returns [`Error`] it becomes one, and the guard gives its hold back. In a `Box<dyn Error>` or its kin the
+/// guard goes along, and is held for as long as the error lives: say `.map_err(relatch::Error::from)?` there.
 pub struct UpgradeError {
     error: Error,
     guard: Box<UpgradableGuard>,

@@ -17,13 +17,17 @@ use crate::error::{Blame, Error, ErrorKind, Holder};
 use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
 use crate::owner::Owner;
 use crate::protocol::{
-    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, Reply,
+    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId, Reply,
     RequestId, Snapshot, Withdrawn, millis,
 };
+use crate::state::BLAME_ROWS;
 use crate::waiters::{Outcome, Wanted};
 use crate::watchdog::{Granting, Held, Keep};
 
 /// A re-entrant read-write lock on one name.
+///
+/// **Re-entry is by owner, not by task.** Outside an [`Owner::scope`], and without `.owner(…)`, every acquisition has an owner of
+/// its own: a task that takes the lock again waits for itself.
 ///
 /// Cheap to make and to clone; all locks of a client share its connection. It holds nothing by itself: the guards do.
 ///
@@ -136,7 +140,8 @@ pub struct Acquire<G> {
 ///
 /// # Errors
 ///
-/// As [`Acquire`], but never a timeout and never a refusal: both are `None`.
+/// As [`Acquire`], but never a timeout and never a refusal: both are `None`. [`is_unreachable`](Error::is_unreachable) when the
+/// server does not answer within twice the [`Config::response_timeout`](crate::Config::response_timeout).
 ///
 /// # Cancel safety
 ///
@@ -159,6 +164,8 @@ pub(crate) struct Spec {
     pub(crate) timeout: Option<Duration>,
     pub(crate) lease: Option<Duration>,
     pub(crate) max_hold: Option<Duration>,
+    /// The cap of the hold that it goes on from.
+    pub(crate) cap: Moment,
     pub(crate) label: String,
     pub(crate) wait: bool,
     /// The granted upgradable hold that becomes this one.
@@ -176,6 +183,7 @@ impl<G> Acquire<G> {
                 timeout: None,
                 lease: None,
                 max_hold: None,
+                cap: Moment::FAR,
                 label: String::new(),
                 wait: true,
                 upgrade_of: None,
@@ -190,13 +198,15 @@ impl<G> Acquire<G> {
         self
     }
 
-    /// Gives up after so long. Zero asks once and does not wait. Without a timeout it waits for as long as it takes.
+    /// Gives up after so long, and then takes up to 250 ms more to learn who was in the way. Zero asks once and does not
+    /// wait. Without a timeout it waits for as long as it takes.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.spec.timeout = Some(timeout);
         self
     }
 
-    /// A fixed lease: the hold ends so long after its grant, and nothing renews it. 10 ms to 30 days.
+    /// A fixed lease: the hold ends so long after its grant, and nothing renews it. 10 ms to 30 days. With a
+    /// [`max_hold`](Self::max_hold) as well, the shorter one counts.
     ///
     /// Without it the lease is [`Config::lease`](crate::Config::lease), renewed for as long as the guard lives.
     pub fn lease(mut self, lease: Duration) -> Self {
@@ -300,10 +310,12 @@ impl Spec {
 
     fn keep(&self, core: &Core) -> Keep {
         let lease = self.lease.unwrap_or(core.config.lease);
+        let left = self.cap.since(core.clock.now()).max(Duration::from_millis(1));
         Keep {
-            lease: self.max_hold.map_or(lease, |max| lease.min(max)),
+            lease: self.max_hold.map_or(lease, |max| lease.min(max)).min(left),
             fixed: self.lease.is_some(),
             max_hold: self.max_hold,
+            cap: self.cap,
         }
     }
 
@@ -394,7 +406,12 @@ pub(crate) async fn acquire(client: &Arc<Handle>, spec: &Spec, owner: Owner) -> 
             // What was granted ended before we heard of it: that request is spent, a new one is made.
             Attempt::Spent => {
                 if let Some(request) = spec.upgrade_of {
-                    core.reaper.undone(request).await;
+                    tokio::select! {
+                        biased;
+                        () = core.reaper.undone(request) => {}
+                        // The next attempt says that the time is over.
+                        () = core.clock.sleep_until(deadline) => {}
+                    }
                 }
             }
         }
@@ -429,6 +446,7 @@ async fn attempt(
         label: spec.label.clone(),
         upgrade_of: spec.upgrade_of,
         asked: core.clock.now(),
+        patient: spec.timeout.is_some(),
     };
     let mut pending = Pending {
         core,
@@ -453,11 +471,12 @@ async fn attempt(
     };
     let mut resent = false;
     loop {
-        let mut told = core.waiters.expect(core, wanted.clone())?;
+        let mut told = core.waiters.expect(wanted.clone())?;
         let patience = match spec.timeout {
-            Some(_) => deadline.max(begun.plus(core.config.response_timeout)),
+            Some(timeout) if !timeout.is_zero() => deadline,
             None if spec.wait => core.clock.now().plus(core.config.patience),
-            None => begun.plus(core.config.response_timeout * 2),
+            // One question and its answer; a link that is found dead is replaced meanwhile.
+            _ => begun.plus(core.config.response_timeout.saturating_mul(2)),
         };
         let heard = loop {
             let outcome = tokio::select! {
@@ -511,10 +530,12 @@ async fn attempt(
                 };
             }
             Acquired::Busy => {
-                pending.answered(resent);
                 if spec.wait {
-                    return Err(spec.timed_out(core.clock.now().since(begun), Blame::default()));
+                    pending.answered(resent);
+                    let blame = blame_now(core, &spec.name, member.owner).await;
+                    return Err(spec.timed_out(core.clock.now().since(begun), blame));
                 }
+                pending.answered(resent);
                 return Ok(Attempt::Busy);
             }
             Acquired::Refused => {
@@ -544,7 +565,7 @@ async fn attempt(
                     outcome = &mut told => outcome,
                     () = core.clock.sleep_until(deadline) => {
                         let told = pending.withdraw();
-                        let blame = blame(core, told).await;
+                        let blame = blame(core, told, member.owner).await;
                         return Err(spec.timed_out(core.clock.now().since(begun), blame));
                     }
                 };
@@ -573,11 +594,33 @@ async fn attempt(
 const BLAME_WITHIN: Duration = Duration::from_millis(250);
 
 /// Who was in the way, as far as can be heard soon.
-async fn blame(core: &Core, told: oneshot::Receiver<Withdrawn>) -> Blame {
+async fn blame(core: &Core, told: oneshot::Receiver<Withdrawn>, asking: OwnerId) -> Blame {
     let ask = async {
         let withdrawn = told.await.ok()?;
-        Some(describe(core, &withdrawn.blame, withdrawn.ahead).await)
+        Some(describe(core, withdrawn.blame, withdrawn.ahead, asking).await)
     };
+    soon(core, ask).await
+}
+
+/// The same for a request that never stood in line.
+async fn blame_now(core: &Core, name: &Name, asking: OwnerId) -> Blame {
+    let call = Call {
+        name: name.clone(),
+        operation: Operation::Inspect(BLAME_ROWS),
+    };
+    let ask = async {
+        match core.backend.call(&call).await.ok()?.answer.reply {
+            Reply::Inspect(snapshot) => {
+                let ahead = snapshot.waiters;
+                Some(describe(core, snapshot, ahead, asking).await)
+            }
+            _ => None,
+        }
+    };
+    soon(core, ask).await
+}
+
+async fn soon(core: &Core, ask: impl Future<Output = Option<Blame>>) -> Blame {
     tokio::select! {
         biased;
         blame = ask => blame.unwrap_or_default(),
@@ -585,10 +628,15 @@ async fn blame(core: &Core, told: oneshot::Receiver<Withdrawn>) -> Blame {
     }
 }
 
-async fn describe(core: &Core, snapshot: &Snapshot, ahead: u64) -> Blame {
+async fn describe(core: &Core, mut snapshot: Snapshot, ahead: u64, asking: OwnerId) -> Blame {
+    // An upgrade is not in its own way.
+    if snapshot.holding.iter().any(|row| row.owner == asking) {
+        snapshot.holding.retain(|row| row.owner != asking);
+        snapshot.holders = snapshot.holders.saturating_sub(1);
+    }
     Blame {
-        holders: holders(core, snapshot).await,
-        total: snapshot.holders,
+        holders: holders(core, &snapshot).await,
+        holder_count: snapshot.holders,
         ahead,
     }
 }
@@ -596,7 +644,7 @@ async fn describe(core: &Core, snapshot: &Snapshot, ahead: u64) -> Blame {
 /// The holders of a snapshot with what is known of their processes.
 pub(crate) async fn holders(core: &Core, snapshot: &Snapshot) -> Vec<Holder> {
     let ids: Vec<_> = snapshot.holding.iter().map(|row| row.request.client).collect();
-    let clients = core.backend.clients(&ids).await.unwrap_or_default();
+    let clients = core.who(&ids).await;
     // The server's time now is near enough to when the snapshot was made.
     let now_ms = core.server_now_ms();
     snapshot

@@ -20,7 +20,7 @@ tokio::task_local! {
 /// [`scope`](Self::scope), else a fresh one. A task is *not* an owner: the branches of one `join!` share a task, and would
 /// all enter a write lock together.
 ///
-/// An owner is a UUID. It can be written down, sent to another process and used there: both processes then re-enter, and
+/// An owner is a UUID, and no secret: whoever names it re-enters. It can be written down, sent to another process and used there: both processes then re-enter, and
 /// the depth on the server is the sum of both.
 ///
 /// ```
@@ -58,13 +58,15 @@ impl Owner {
 
     /// Runs `future` with this owner: whatever is acquired inside, without an owner of its own, is acquired for this one.
     ///
-    /// The scope is the future's, not the task's: what `future` spawns is outside. Enter the scope again there.
+    /// The scope is the future's, not the task's: what `future` spawns is outside. Enter the scope again there, as in
+    /// `tokio::spawn(owner.scope(work))`. And everything inside is *one* owner: concurrent branches in it (`join!`,
+    /// `FuturesUnordered`) do not exclude each other.
     ///
     /// # Cancel safety
     ///
     /// As cancel safe as `future`.
-    pub async fn scope<F: Future>(&self, future: F) -> F::Output {
-        CURRENT.scope(self.clone(), future).await
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), future)
     }
 
     /// The owner of the surrounding [`scope`](Self::scope), if there is one.

@@ -97,13 +97,15 @@ impl fmt::Display for Mode {
 }
 
 impl FromStr for Mode {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self, Error> {
         match s {
             "read" => Ok(Mode::Read),
             "upgradable" => Ok(Mode::Upgradable),
             "write" => Ok(Mode::Write),
-            other => Err(format!("{other:?} is not a mode: read, upgradable or write")),
+            other => {
+                Err(ErrorKind::Invalid(format!("{other:?} is not a mode: read, upgradable or write")).into())
+            }
         }
     }
 }
@@ -216,9 +218,7 @@ pub(crate) enum Operation {
     Withdraw(Withdraw),
     /// Refreshes requests that wait, and asks what became of them. At most [`MAX_BATCH`] at once.
     Poll(Vec<Member>),
-    /// Takes holds away: of one owner, or of all. The holders are told; the lock goes on when they have given back,
-    /// or when their leases have run out.
-    Revoke(Option<OwnerId>),
+    Revoke(Revoke),
     /// Holders and waiters, at most so many of each.
     Inspect(usize),
 }
@@ -289,6 +289,17 @@ pub(crate) struct Withdraw {
     pub(crate) upgrade_of: Option<RequestId>,
 }
 
+/// Takes holds away. The holders are told; the lock goes on when they have given back, or when their leases have run
+/// out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revoke {
+    /// Of one owner, or of all.
+    pub(crate) owner: Option<OwnerId>,
+    /// What was granted later stays: whoever enters when a hold was given back is not meant. In the server's
+    /// milliseconds; 0 takes nothing, and only tells.
+    pub(crate) granted_by_ms: u64,
+}
+
 /// A reply, and the server's time when it was made, in microseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -327,6 +338,8 @@ pub(crate) enum Ending {
     Revoked,
     /// Its waiter left.
     Withdrawn,
+    /// Its upgrade took its place.
+    Replaced,
     /// The server knows nothing of it, and less than it should: it lost data.
     Forgotten,
     /// The server knows nothing of it: it was released, or never was.
@@ -339,6 +352,7 @@ impl Ending {
             Ending::Lapsed => "lapsed",
             Ending::Revoked => "revoked",
             Ending::Withdrawn => "withdrawn",
+            Ending::Replaced => "replaced",
             Ending::Forgotten => "forgotten",
             Ending::Unknown => "unknown",
         }
@@ -349,6 +363,7 @@ impl Ending {
             Ending::Lapsed,
             Ending::Revoked,
             Ending::Withdrawn,
+            Ending::Replaced,
             Ending::Forgotten,
             Ending::Unknown,
         ]
@@ -414,7 +429,8 @@ pub(crate) enum Polled {
     NotHeld(Ending),
 }
 
-/// How many requests are revoked and not yet given back, and when the last of them lapses (0 when there are none).
+/// How many requests are revoked and not yet given back, whoever revoked them, and when the last of them lapses (0 when
+/// there are none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Revoking {
     pub(crate) requests: u64,

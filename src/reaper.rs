@@ -52,18 +52,13 @@ struct Chore {
 impl Reaper {
     /// Gives a hold back.
     pub(crate) fn release(&self, core: &Core, held: &Held) {
-        self.release_again(core, held, false);
-    }
-
-    /// Gives a hold back that may have been given back by a call whose answer is unknown.
-    pub(crate) fn release_again(&self, core: &Core, held: &Held, again: bool) {
         let call = Call {
             name: held.name.clone(),
             operation: Operation::Release(Release {
                 request: held.member.request,
                 owner: held.member.owner,
                 fence: held.fence,
-                again,
+                again: false,
                 mark: held.is_marked(),
             }),
         };
@@ -112,6 +107,13 @@ impl Reaper {
         }
         // The hold lapses within a lease of the last time it was renewed, and the server's clock may be a little slower.
         let give_up = core.clock.now().plus(lease + lease / 10);
+        // A withdrawal settles whatever the request has come to; a release only what was granted.
+        if let (Operation::Release(_), Some(Operation::Withdraw(_))) = (
+            &call.operation,
+            chores.pending.get(&request).map(|chore| &chore.call.operation),
+        ) {
+            return;
+        }
         chores.count += 1;
         let chore = Chore {
             number: chores.count,
@@ -125,6 +127,7 @@ impl Reaper {
         self.more.notify_one();
     }
 
+    #[cfg(test)]
     pub(crate) fn is_settled(&self) -> bool {
         self.chores.lock().pending.is_empty()
     }
@@ -246,22 +249,10 @@ impl Reaper {
             self.done.notify_all();
         }
     }
-
-    /// Resolves when nothing is left to do.
-    pub(crate) async fn settled(&self) {
-        loop {
-            let mut struck = std::pin::pin!(self.struck.notified());
-            struck.as_mut().enable();
-            if self.is_settled() {
-                return;
-            }
-            struck.await;
-        }
-    }
 }
 
 /// How soon is tried again what the server has refused.
-const REFUSED: Duration = Duration::from_millis(100);
+const REFUSED: Duration = Duration::from_secs(1);
 
 fn answer(tell: Option<oneshot::Sender<Withdrawn>>, reply: Reply) {
     if let (Some(tell), Reply::Withdraw(withdrawn)) = (tell, reply) {

@@ -2,7 +2,7 @@
 //!
 //! This is three things at once: the readable specification, the embedded backend, and the oracle that the scripts
 //! in `scripts/` are tested against, state by state. **When you change a rule here, change it there**: the functions
-//! have the same names (`lapse`, `settle_owner`, `advance`, `live_head`, `alone`, `grant`, `siblings`).
+//! have the same names (`lapse`, `settle_owner`, `settle_writes`, `advance`, `live_head`, `alone`, `grant`, `siblings`).
 //!
 //! # The state, and how its parts go together
 //!
@@ -37,12 +37,15 @@
 //! first made for a claim, a short lease; the grantee's first renewal makes it a whole one. So a client that died delays the others by no more than
 //! a claim, in line or just granted.
 
+#[cfg(test)]
+mod explore;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::protocol::{
     Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Ending, Grant, HeldRow, Member, Mode,
-    Operation, OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoking,
-    Snapshot, WaitRow, Withdraw, Withdrawn, WithdrawnFrom,
+    Operation, OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke,
+    Revoking, Snapshot, WaitRow, Withdraw, Withdrawn, WithdrawnFrom,
 };
 
 /// Tickets count microseconds from here (2025-01-01), so that four bands of them fit into a double until 2096.
@@ -162,8 +165,8 @@ impl LockState {
             }
             Operation::Withdraw(op) => Reply::Withdraw(self.withdraw(op, freed, cx, &mut pushes)),
             Operation::Poll(members) => Reply::Poll(self.poll(members, freed, cx, &mut pushes)),
-            Operation::Revoke(owner) => {
-                let reply = self.revoke(*owner, &mut pushes);
+            Operation::Revoke(op) => {
+                let reply = self.revoke(op, &mut pushes);
                 self.advance(freed, cx, &mut pushes);
                 Reply::Revoke(reply)
             }
@@ -232,7 +235,27 @@ impl LockState {
         } else {
             self.holds.insert(owner, hold);
         }
+        self.settle_writes(owner);
         was_writing && !self.is_top(owner, Mode::Write)
+    }
+
+    /// The write requests of an owner wait at the head exactly while it holds upgradable.
+    fn settle_writes(&mut self, owner: OwnerId) {
+        let band = if self.is_top(owner, Mode::Upgradable) {
+            Band::Upgrade
+        } else {
+            Band::Write
+        };
+        for request in self.waiting_of.get(&owner).into_iter().flatten() {
+            if let Some(waiter) = self.waiters.get_mut(request)
+                && waiter.mode == Mode::Write
+                && waiter.band != band
+            {
+                self.queue.remove(&(waiter.band, waiter.ticket, *request));
+                self.queue.insert((band, waiter.ticket, *request), owner);
+                waiter.band = band;
+            }
+        }
     }
 
     // -- questions ----------------------------------------------------------------------------------------------
@@ -249,6 +272,11 @@ impl LockState {
 
     fn granted(&self, owner: OwnerId, request: RequestId) -> Option<&Granted> {
         self.holds.get(&owner)?.iter().find(|g| g.request == request)
+    }
+
+    /// May this request still be replaced by an upgrade? What is being taken away may not: the upgrade would make it whole.
+    fn upgradable_from(&self, owner: OwnerId, from: RequestId) -> bool {
+        self.granted(owner, from).is_some_and(|g| !g.revoked)
     }
 
     /// What a granted request has.
@@ -281,7 +309,7 @@ impl LockState {
             let waiter = &self.waiters[&request];
             let upgrades = waiter
                 .upgrade_of
-                .is_none_or(|from| self.granted(waiter.owner, from).is_some());
+                .is_none_or(|from| self.upgradable_from(waiter.owner, from));
             if waiter.until_ms > now_ms(cx) && upgrades {
                 return Some(request);
             }
@@ -305,6 +333,12 @@ impl LockState {
             }
             _ => 0,
         }
+    }
+
+    /// Does this waiter stand behind the place that an acquisition comes back to?
+    fn is_behind(&self, waiting: RequestId, op: &Acquire) -> bool {
+        let waiter = &self.waiters[&waiting];
+        waiter.band != Band::Upgrade && op.ticket > 0 && op.ticket < waiter.ticket
     }
 
     // -- the line -----------------------------------------------------------------------------------------------
@@ -357,16 +391,21 @@ impl LockState {
             if readers_first {
                 self.grant_readers(cx, &mut batch);
             }
+            // Neither of the two passes the other; an upgrade passes both.
+            let upgradable = self.live_head(Band::Upgradable, cx).filter(|u| {
+                writer.is_none_or(|w| {
+                    self.waiters[&w].band == Band::Write && self.waiters[u].ticket < self.waiters[&w].ticket
+                })
+            });
             if let Some(request) = writer
                 && batch.is_empty()
+                && upgradable.is_none()
                 && self.alone(self.waiters[&request].owner)
             {
                 self.grant_waiter(request, cx, &mut batch);
             } else {
-                let upgradable = self.live_head(Band::Upgradable, cx);
                 if let Some(request) = upgradable
                     && self.top.is_none()
-                    && writer.is_none_or(|w| self.waiters[&request].ticket < self.waiters[&w].ticket)
                 {
                     self.grant_waiter(request, cx, &mut batch);
                 }
@@ -377,8 +416,10 @@ impl LockState {
             if batch.is_empty() {
                 return;
             }
+            // An owner that entered and waits for more may be able to get it.
+            let wants_more = batch.iter().any(|undo| self.waiting_of.contains_key(&undo.owner));
             let unheard = self.deliver(batch, cx, pushes);
-            if !unheard {
+            if !unheard && !wants_more {
                 return;
             }
             // Somebody was deaf. The readers that waited have had their turn.
@@ -413,8 +454,7 @@ impl LockState {
         self.siblings(owner, cx, batch);
     }
 
-    /// The other requests of an owner that now holds: those that may re-enter do, a write request of one that holds upgradable
-    /// goes to the head.
+    /// The other requests of an owner that now holds: those that may re-enter do.
     fn siblings(&mut self, owner: OwnerId, cx: &Context<'_>, batch: &mut Vec<Undo>) {
         for request in self.waiting_of.get(&owner).cloned().unwrap_or_default() {
             let Some(held) = self.holds.get(&owner).and_then(strongest) else {
@@ -428,16 +468,9 @@ impl LockState {
                     && waiter.until_ms > now_ms(cx)
                     && waiter
                         .upgrade_of
-                        .is_none_or(|from| self.granted(owner, from).is_some())
+                        .is_none_or(|from| self.upgradable_from(owner, from))
                 {
                     batch.push(self.grant(request, waiter, cx));
-                }
-            } else if held == Mode::Upgradable && waiter.band == Band::Write {
-                let ticket = waiter.ticket;
-                self.queue.remove(&(Band::Write, ticket, request));
-                self.queue.insert((Band::Upgrade, ticket, request), owner);
-                if let Some(waiter) = self.waiters.get_mut(&request) {
-                    waiter.band = Band::Upgrade;
                 }
             }
         }
@@ -468,6 +501,7 @@ impl LockState {
             && let Some(at) = hold.iter().position(|g| g.request == from)
         {
             deadline_ms = deadline_ms.max(hold.remove(at).deadline_ms);
+            self.mark(from, Ending::Replaced, cx);
         }
         if self.fence == 0 || (new.mode == Mode::Write && strongest(&before) != Some(Mode::Write)) {
             self.fence = (self.fence + 1).max(cx.now_us);
@@ -514,7 +548,10 @@ impl LockState {
                 for undo in undos {
                     let mut hold = self.holds.get(&undo.owner).cloned().unwrap_or_default();
                     hold.retain(|g| g.request != undo.request);
-                    hold.extend(undo.upgrade_of);
+                    if let Some(from) = undo.upgrade_of {
+                        self.unmark(from.request);
+                        hold.push(from);
+                    }
                     self.settle_owner(undo.owner, hold);
                 }
             }
@@ -542,9 +579,12 @@ impl LockState {
             return Acquired::Ended(ending);
         }
         if let Some(from) = op.upgrade_of
-            && self.granted(op.owner, from).is_none()
+            && !self.upgradable_from(op.owner, from)
         {
-            return Acquired::Ended(self.ending(from, 0, cx));
+            return Acquired::Ended(match self.granted(op.owner, from) {
+                Some(_) => Ending::Revoked,
+                None => self.ending(from, 0, cx),
+            });
         }
         let held = self.holds.get(&op.owner).and_then(strongest);
         let at_once = held.is_some_and(|held| reenters(held, op.mode))
@@ -555,8 +595,10 @@ impl LockState {
                 Mode::Upgradable => {
                     self.top.is_none()
                         && (held.is_some()
-                            || (self.live_writer(cx).is_none()
-                                && self.live_head(Band::Upgradable, cx).is_none()))
+                            || (self.live_writer(cx).is_none_or(|w| self.is_behind(w, op))
+                                && self
+                                    .live_head(Band::Upgradable, cx)
+                                    .is_none_or(|u| self.is_behind(u, op))))
                 }
                 Mode::Write => self.alone(op.owner),
             };
@@ -575,6 +617,10 @@ impl LockState {
             let mut batch = Vec::new();
             self.siblings(op.owner, cx, &mut batch);
             self.deliver(batch, cx, pushes);
+            // An owner that now holds upgradable may be able to write.
+            if self.waiting_of.contains_key(&op.owner) {
+                self.advance(false, cx, pushes);
+            }
             return match self.granted(entered.owner, entered.request) {
                 Some(granted) => Acquired::Granted(self.grant_of(entered.owner, granted)),
                 None => Acquired::Ended(Ending::Unknown),
@@ -604,11 +650,11 @@ impl LockState {
         } else {
             match self.ending(op.request, op.fence, cx) {
                 // The copy that was sent before has done it.
-                Ending::Unknown | Ending::Withdrawn if op.again => Released::Released,
+                Ending::Unknown | Ending::Withdrawn | Ending::Replaced if op.again => Released::Released,
                 ending => Released::NotHeld(ending),
             }
         };
-        let known = self.ending(op.request, 0, cx) != Ending::Unknown;
+        let known = !matches!(self.ending(op.request, 0, cx), Ending::Unknown | Ending::Replaced);
         if op.mark && !known {
             self.mark(op.request, Ending::Withdrawn, cx);
         }
@@ -632,9 +678,10 @@ impl LockState {
         cx: &Context<'_>,
     ) -> bool {
         let is_there = self.granted(owner, from).is_some() || self.waiters.contains_key(&from);
-        if is_there || self.ending(from, 0, cx) != Ending::Unknown {
+        if is_there || !matches!(self.ending(from, 0, cx), Ending::Unknown | Ending::Replaced) {
             return self.drop_granted(owner, request);
         }
+        self.unmark(from);
         let mut hold = self.holds.get(&owner).cloned().unwrap_or_default();
         for g in hold.iter_mut().filter(|g| g.request == request) {
             g.request = from;
@@ -655,6 +702,12 @@ impl LockState {
             self.marks_by_end.remove(&(old, request));
         }
         self.marks_by_end.insert((until_ms, request));
+    }
+
+    fn unmark(&mut self, request: RequestId) {
+        if let Some((_, until_ms)) = self.marks.remove(&request) {
+            self.marks_by_end.remove(&(until_ms, request));
+        }
     }
 
     fn downgrade(
@@ -765,12 +818,12 @@ impl LockState {
             .collect()
     }
 
-    fn revoke(&mut self, owner: Option<OwnerId>, pushes: &mut Pushes) -> Revoking {
+    fn revoke(&mut self, op: &Revoke, pushes: &mut Pushes) -> Revoking {
         let mut revoking = Revoking {
             requests: 0,
             deadline_ms: 0,
         };
-        let owners: Vec<OwnerId> = match owner {
+        let owners: Vec<OwnerId> = match op.owner {
             Some(owner) => vec![owner],
             None => self
                 .top
@@ -781,10 +834,14 @@ impl LockState {
         };
         for owner in owners {
             for granted in self.holds.get_mut(&owner).into_iter().flatten() {
-                granted.revoked = true;
-                revoking.requests += 1;
-                revoking.deadline_ms = revoking.deadline_ms.max(granted.deadline_ms);
-                pushes.revoked(granted.request);
+                if granted.since_ms <= op.granted_by_ms {
+                    granted.revoked = true;
+                    pushes.revoked(granted.request);
+                }
+                if granted.revoked {
+                    revoking.requests += 1;
+                    revoking.deadline_ms = revoking.deadline_ms.max(granted.deadline_ms);
+                }
             }
         }
         revoking

@@ -40,6 +40,8 @@ pub(crate) struct Wanted {
     pub(crate) upgrade_of: Option<RequestId>,
     /// Before it was first sent.
     pub(crate) asked: Moment,
+    /// It has a timeout of its own, and waits for that.
+    pub(crate) patient: bool,
 }
 
 #[derive(Default)]
@@ -55,6 +57,7 @@ struct Line {
     asleep_until: Option<Moment>,
     /// The client ends: nobody gets in line any more.
     closed: bool,
+    rounds: u64,
 }
 
 struct Slot {
@@ -65,6 +68,8 @@ struct Slot {
     /// Polls since the last answer, and when the first of them was made.
     unanswered: u32,
     asking_since: Moment,
+    /// Which of the slots of this request it is: a late answer to a poll of an earlier one says nothing of it.
+    round: u64,
 }
 
 impl Line {
@@ -76,6 +81,12 @@ impl Line {
         }
     }
 
+    /// Unless it has got another slot in the meantime.
+    fn strike(&mut self, request: RequestId, round: u64) -> Option<Slot> {
+        self.slots.get(&request).filter(|slot| slot.round == round)?;
+        self.remove(request)
+    }
+
     fn remove(&mut self, request: RequestId) -> Option<Slot> {
         let slot = self.slots.remove(&request)?;
         self.agenda.remove(&(slot.poll_at, request));
@@ -83,26 +94,33 @@ impl Line {
     }
 }
 
+/// A request that is polled, and the slot that it is polled for.
+#[derive(Clone, Copy)]
+struct Polling {
+    member: Member,
+    round: u64,
+}
+
 impl Waiters {
     /// Before the request is sent: its grant may come before its reply. Fails when the client ends: whatever is expected before
     /// that is withdrawn by [`fail_all`](Self::fail_all), and nothing is sent after it.
-    pub(crate) fn expect(&self, core: &Core, wanted: Wanted) -> Result<oneshot::Receiver<Outcome>, Error> {
+    pub(crate) fn expect(&self, wanted: Wanted) -> Result<oneshot::Receiver<Outcome>, Error> {
         let (tell, told) = oneshot::channel();
         let request = wanted.member.request;
         let mut line = self.line.lock();
         if line.closed {
             return Err(ErrorKind::Closed.into());
         }
-        line.slots.insert(
-            request,
-            Slot {
-                wanted,
-                tell,
-                poll_at: Moment::FAR,
-                unanswered: 0,
-                asking_since: Moment::FAR,
-            },
-        );
+        line.rounds += 1;
+        let slot = Slot {
+            wanted,
+            tell,
+            poll_at: Moment::FAR,
+            unanswered: 0,
+            asking_since: Moment::FAR,
+            round: line.rounds,
+        };
+        line.slots.insert(request, slot);
         line.schedule(request, Moment::FAR);
         Ok(told)
     }
@@ -119,7 +137,7 @@ impl Waiters {
     pub(crate) fn queued(&self, core: &Core, request: RequestId, heard: &Heard, wake_ms: u64) {
         let now = core.clock.now();
         // Counted from when it was asked: the server counts its sign of life from not long after.
-        let mut poll_at = heard.sent.plus(core.config.claim / 3);
+        let mut poll_at = heard.sent.plus(core.config.claim / 3).max(now.plus(LATER));
         if wake_ms > 0 {
             let left = wake_ms.saturating_mul(1000).saturating_sub(heard.answer.now_us);
             // A moment later than the lease ends there, as seen from here; never in a tight loop.
@@ -227,7 +245,7 @@ impl Waiters {
             polls.extend(
                 batches
                     .into_iter()
-                    .map(|(name, members)| self.poll(core, name, members)),
+                    .map(|(name, polling)| self.poll(core, name, polling)),
             );
             tokio::select! {
                 () = core.clock.sleep_until(wake) => {}
@@ -237,9 +255,9 @@ impl Waiters {
         }
     }
 
-    fn due(&self, core: &Core) -> (Vec<(Name, Vec<Member>)>, Moment) {
+    fn due(&self, core: &Core) -> (Vec<(Name, Vec<Polling>)>, Moment) {
         let now = core.clock.now();
-        let mut by_name: HashMap<Name, Vec<Member>> = HashMap::new();
+        let mut by_name: HashMap<Name, Vec<Polling>> = HashMap::new();
         let mut given_up = Vec::new();
         let mut line = self.line.lock();
         while let Some(&(at, request)) = line.agenda.first()
@@ -250,7 +268,10 @@ impl Waiters {
                 continue;
             };
             // After two tries: time alone also passes while a process is stopped.
-            if slot.unanswered >= 2 && now.since(slot.asking_since) > core.config.patience {
+            if !slot.wanted.patient
+                && slot.unanswered >= 2
+                && now.since(slot.asking_since) > core.config.patience
+            {
                 given_up.extend(line.remove(request));
                 continue;
             }
@@ -261,7 +282,10 @@ impl Waiters {
             by_name
                 .entry(slot.wanted.name.clone())
                 .or_default()
-                .push(slot.wanted.member);
+                .push(Polling {
+                    member: slot.wanted.member,
+                    round: slot.round,
+                });
             // While the poll is under way; it plans the next.
             line.schedule(request, now.plus(core.config.claim / 3));
         }
@@ -274,8 +298,8 @@ impl Waiters {
         }
         let batches = by_name
             .into_iter()
-            .flat_map(|(name, members)| {
-                members
+            .flat_map(|(name, polling)| {
+                polling
                     .chunks(MAX_BATCH)
                     .map(|chunk| (name.clone(), chunk.to_vec()))
                     .collect::<Vec<_>>()
@@ -284,16 +308,18 @@ impl Waiters {
         (batches, wake)
     }
 
-    async fn poll(&self, core: &Core, name: Name, members: Vec<Member>) {
+    async fn poll(&self, core: &Core, name: Name, polling: Vec<Polling>) {
         let call = Call {
             name,
-            operation: Operation::Poll(members.clone()),
+            operation: Operation::Poll(polling.iter().map(|p| p.member).collect()),
         };
-        // A poll that waits for a link is overtaken by the next: this one need not outlive it.
+        // A poll that waits for a link is overtaken by the next. It outlives the time in which a dead link is found, as it may be
+        // what finds it.
+        let bound = core.config.response_timeout + core.config.claim / 3;
         let outcome = tokio::select! {
             biased;
             outcome = core.backend.call(&call) => outcome,
-            () = core.clock.sleep_until(core.clock.now().plus(core.config.claim / 3)) => return,
+            () = core.clock.sleep_until(core.clock.now().plus(bound)) => return,
         };
         match outcome {
             Ok(heard) => {
@@ -301,7 +327,7 @@ impl Waiters {
                 let Reply::Poll(replies) = &heard.answer.reply else {
                     return;
                 };
-                for (member, reply) in members.iter().zip(replies) {
+                for (Polling { member, round }, reply) in polling.iter().zip(replies) {
                     match *reply {
                         Polled::Queued { wake_ms } => self.queued(core, member.request, &heard, wake_ms),
                         Polled::Granted(grant) => {
@@ -311,7 +337,7 @@ impl Waiters {
                             }
                         }
                         Polled::NotHeld(ending) => {
-                            if let Some(slot) = self.line.lock().remove(member.request) {
+                            if let Some(slot) = self.line.lock().strike(member.request, *round) {
                                 let _ = slot.tell.send(Outcome::Gone(ending));
                             }
                         }
@@ -319,8 +345,8 @@ impl Waiters {
                 }
             }
             Err(Failure::No(error)) => {
-                for member in &members {
-                    if let Some(slot) = self.line.lock().remove(member.request) {
+                for Polling { member, round } in &polling {
+                    if let Some(slot) = self.line.lock().strike(member.request, *round) {
                         let _ = slot.tell.send(Outcome::Failed(error.clone()));
                     }
                 }
@@ -329,7 +355,7 @@ impl Waiters {
                 tracing::debug!(name = %call.name, %error, "a poll was not answered");
                 let soon = core.clock.now().plus(LATER * 20);
                 let mut line = self.line.lock();
-                for member in &members {
+                for Polling { member, .. } in &polling {
                     line.schedule(member.request, soon);
                 }
             }

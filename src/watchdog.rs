@@ -5,8 +5,10 @@
 //! description of Redlock). It only ever ends; what the server says can move the end out, or make it now.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -34,6 +36,8 @@ pub(crate) struct Keep {
     /// Nothing renews it.
     pub(crate) fixed: bool,
     pub(crate) max_hold: Option<Duration>,
+    /// The cap of the hold that this one goes on from, if it does.
+    pub(crate) cap: Moment,
 }
 
 /// A granted request, as its client knows it. Shared by its guard, the watchdog and everybody who waits for its end.
@@ -42,7 +46,7 @@ pub(crate) struct Held {
     pub(crate) name: Name,
     pub(crate) member: Member,
     pub(crate) fence: u64,
-    pub(crate) depth: u64,
+    depth: AtomicU64,
     pub(crate) keep: Keep,
     pub(crate) label: String,
     /// Its lease reaches to the cap: when it ends, that is why.
@@ -51,6 +55,8 @@ pub(crate) struct Held {
     marked: AtomicBool,
     /// A call is under way that gives it back or makes it another request: that the server does not know it says nothing.
     in_doubt: AtomicBool,
+    /// Its guard gave it back, or handed it on: it can't be lost any more.
+    given_back: AtomicBool,
     /// `max_hold` from when it was granted.
     pub(crate) cap: Moment,
     /// Valid until then, in nanoseconds of the client's clock.
@@ -62,6 +68,18 @@ pub(crate) struct Held {
 impl Held {
     pub(crate) fn until(&self) -> Moment {
         Moment(Duration::from_nanos(self.until.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn depth(&self) -> u64 {
+        self.depth.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_depth(&self, depth: u64) {
+        self.depth.store(depth, Ordering::Release);
+    }
+
+    pub(crate) fn give_back(&self) {
+        self.given_back.store(true, Ordering::Release);
     }
 
     fn is_capped(&self) -> bool {
@@ -78,7 +96,9 @@ impl Held {
 
     /// While one is under way, or is being undone.
     fn is_in_doubt(&self, core: &Core) -> bool {
-        self.in_doubt.load(Ordering::Acquire) || core.reaper.is_undoing(self.member.request)
+        // Only what was upgraded, or tried to be, is marked.
+        self.in_doubt.load(Ordering::Acquire)
+            || (self.is_marked() && core.reaper.is_undoing(self.member.request))
     }
 
     pub(crate) fn doubt(&self, in_doubt: bool) {
@@ -118,16 +138,27 @@ impl Held {
     }
 
     /// Resolves when the hold has been lost. Cancel safe.
+    ///
+    /// It looks at the clock whenever it is polled: a process that was stopped must not do another step of its work before the
+    /// watchdog has had its turn.
     pub(crate) async fn lost(&self, core: &Core) -> LostCause {
-        loop {
-            let mut ended = std::pin::pin!(self.ended.notified());
-            // Enrol first, look afterwards: an end in between is not missed.
-            ended.as_mut().enable();
-            if let Some(cause) = self.end(core.clock.now()) {
-                return cause;
+        let mut ended = std::pin::pin!(self.ended.notified());
+        std::future::poll_fn(|cx| {
+            loop {
+                // Enrol first, look afterwards: an end in between is not missed.
+                let notified = ended.as_mut().poll(cx).is_ready();
+                if !self.given_back.load(Ordering::Acquire)
+                    && let Some(cause) = self.end(core.clock.now())
+                {
+                    return Poll::Ready(cause);
+                }
+                if !notified {
+                    return Poll::Pending;
+                }
+                ended.set(self.ended.notified());
             }
-            ended.await;
-        }
+        })
+        .await
     }
 
     pub(crate) fn lost_error(&self, cause: LostCause) -> Error {
@@ -195,15 +226,20 @@ impl Watchdog {
     /// until it is renewed.
     pub(crate) fn keep(&self, core: &Core, grant: Granting) -> Arc<Held> {
         let now = core.clock.now();
-        let cap = grant.keep.max_hold.map_or(Moment::FAR, |max| now.plus(max));
+        let cap = grant
+            .keep
+            .max_hold
+            .map_or(Moment::FAR, |max| now.plus(max))
+            .min(grant.keep.cap);
         let held = Arc::new(Held {
             name: grant.name,
             member: grant.member,
             fence: grant.fence,
-            depth: grant.depth,
+            depth: AtomicU64::new(grant.depth),
             keep: grant.keep,
             label: grant.label,
-            capped: AtomicBool::new(grant.keep.max_hold.is_some_and(|max| max <= grant.keep.lease)),
+            capped: AtomicBool::new(cap.since(now) <= grant.keep.lease),
+            given_back: AtomicBool::new(false),
             marked: AtomicBool::new(grant.resent),
             in_doubt: AtomicBool::new(false),
             cap,
@@ -219,7 +255,8 @@ impl Watchdog {
             } else {
                 grant.keep.lease
             };
-            now.plus(first / 3)
+            // A late answer leaves less than that.
+            now.plus(first.min(held.until().since(now)) / 3)
         };
         let mut holds = self.holds.lock();
         let kept = Kept {
@@ -249,6 +286,7 @@ impl Watchdog {
         self.holds.lock().remove(request);
     }
 
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.holds.lock().kept.is_empty()
     }
@@ -389,7 +427,9 @@ impl Watchdog {
                             held.push_out(core.clock.now(), core.deadline(&heard, deadline_ms));
                         }
                         // It was given back, or is another request's hold at the moment.
-                        Renewed::NotHeld(Ending::Unknown) if doubt || held.is_in_doubt(core) => {
+                        Renewed::NotHeld(Ending::Unknown | Ending::Replaced)
+                            if doubt || held.is_in_doubt(core) =>
+                        {
                             again.push(held.clone());
                         }
                         Renewed::NotHeld(ending) => {
@@ -401,8 +441,9 @@ impl Watchdog {
                 self.retry(core, &again);
             }
             Err(Failure::No(error)) => {
-                tracing::warn!(name = %call.name, %error, "the server refuses to renew");
-                self.renewed(&batch, now);
+                tracing::warn!(name = %call.name, %error, "the server refuses to renew; asking again");
+                let now = core.clock.now();
+                self.plan(&batch, |held| now.plus((held.until().since(now) / 3).max(RETRY)));
             }
             // The next third comes; until then the guard knows how long it is valid.
             Err(Failure::Unknown(error)) => {

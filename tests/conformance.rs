@@ -48,7 +48,10 @@ fn lock(relatch: &Relatch) -> RwLock {
 
 async fn waiters(relatch: &Relatch, n: u64) {
     eventually_async(BOUND, &format!("{n} waiters"), async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == n)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == n)
     })
     .await;
 }
@@ -58,7 +61,7 @@ async fn free(relatch: &Relatch) {
         relatch
             .inspect("it")
             .await
-            .is_ok_and(|seen| seen.holders == 0 && seen.waiters == 0)
+            .is_ok_and(|seen| seen.holder_count == 0 && seen.waiter_count == 0)
     })
     .await;
 }
@@ -68,7 +71,7 @@ async fn held_as(relatch: &Relatch) -> Vec<Mode> {
         .inspect("it")
         .await
         .unwrap()
-        .holding
+        .holders
         .iter()
         .map(|h| h.mode)
         .collect();
@@ -83,6 +86,7 @@ async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
         .expect("it came within the bound")
 }
 
+#[allow(unreachable_pub, reason = "a test binary has no outside")]
 mod claims {
     use super::*;
 
@@ -92,7 +96,7 @@ mod claims {
         let (a, b) = (world.client().await, world.client().await);
         let one = lock(&a).read().await.unwrap();
         let two = soon(lock(&b).read()).await.unwrap();
-        assert_eq!(a.inspect("it").await.unwrap().holders, 2);
+        assert_eq!(a.inspect("it").await.unwrap().holder_count, 2);
         assert!(one.is_held() && two.is_held());
     }
 
@@ -173,7 +177,7 @@ mod claims {
         assert_eq!(inner.depth(), 2);
         inner.release().await.unwrap();
         outer.release().await.unwrap();
-        soon(writer).await.unwrap().unwrap();
+        drop(soon(writer).await.unwrap().unwrap());
     }
 
     pub async fn a_lone_reader_may_write(world: &World) {
@@ -223,7 +227,7 @@ mod claims {
             .await
             .unwrap();
         assert_eq!((here.depth(), there.depth()), (1, 2));
-        assert_eq!(a.inspect("it").await.unwrap().holding.len(), 2);
+        assert_eq!(a.inspect("it").await.unwrap().holders.len(), 2);
         here.release().await.unwrap();
         assert!(
             lock(&a).try_read().await.unwrap().is_none(),
@@ -236,7 +240,7 @@ mod claims {
     pub async fn hold_counts_follow_every_step(world: &World) {
         let a = world.client().await;
         let owner = Owner::new();
-        let count = async || a.inspect("it").await.unwrap().holding.len();
+        let count = async || a.inspect("it").await.unwrap().holders.len();
         assert_eq!(count().await, 0);
         let one = lock(&a).write().owner(&owner).await.unwrap();
         assert_eq!(count().await, 1);
@@ -300,7 +304,7 @@ mod claims {
         let write = soon(writer).await.unwrap().unwrap();
         assert!(!late.is_finished());
         write.release().await.unwrap();
-        soon(late).await.unwrap().unwrap();
+        drop(soon(late).await.unwrap().unwrap());
     }
 
     pub async fn twenty_waiting_readers_enter_together_after_a_write(world: &World) {
@@ -317,13 +321,13 @@ mod claims {
         for reader in readers {
             guards.push(soon(reader).await.unwrap().unwrap());
         }
-        assert_eq!(a.inspect("it").await.unwrap().holders, 20);
+        assert_eq!(a.inspect("it").await.unwrap().holder_count, 20);
         assert!(
             !next.is_finished(),
             "the writer waits for that one phase of readers"
         );
         drop(guards);
-        soon(next).await.unwrap().unwrap();
+        drop(soon(next).await.unwrap().unwrap());
     }
 
     pub async fn overlapping_readers_do_not_starve_a_writer(world: &World) {
@@ -378,7 +382,7 @@ mod claims {
         let late = tokio::spawn(lock(&a).read().into_future());
         waiters(&a, 2).await;
         writer.abort();
-        soon(late).await.unwrap().unwrap();
+        drop(soon(late).await.unwrap().unwrap());
         waiters(&a, 0).await;
     }
 
@@ -403,7 +407,7 @@ mod claims {
         assert!(write.fence() > before);
         assert_eq!(held_as(&a).await, [Mode::Write]);
         write.release().await.unwrap();
-        soon(writer).await.unwrap().unwrap();
+        drop(soon(writer).await.unwrap().unwrap());
     }
 
     pub async fn an_upgrade_that_times_out_keeps_the_upgradable_hold(world: &World) {
@@ -412,8 +416,11 @@ mod claims {
         let reading = lock(&b).read().label("slow report").await.unwrap();
         let failed = soon(upgradable.upgrade().timeout(ms(50))).await.unwrap_err();
         assert!(failed.error().is_timeout(), "{failed}");
+        let blame = failed.error().blame().cloned().unwrap();
         let upgradable = failed.into_guard();
         assert!(upgradable.is_held());
+        assert_eq!(blame.holder_count, 1, "it is not in its own way");
+        assert_eq!(blame.holders[0].label.as_deref(), Some("slow report"));
         assert_eq!(held_as(&a).await, [Mode::Read, Mode::Upgradable]);
         reading.release().await.unwrap();
         let write = soon(upgradable.upgrade()).await.unwrap();
@@ -459,7 +466,7 @@ mod claims {
         let other = soon(reader).await.unwrap().unwrap();
         assert!(!writer.is_finished());
         drop((read, other));
-        soon(writer).await.unwrap().unwrap();
+        drop(soon(writer).await.unwrap().unwrap());
     }
 
     pub async fn a_write_downgrades_to_upgradable_and_back_up(world: &World) {
@@ -508,7 +515,7 @@ mod claims {
         assert!(begun.elapsed() >= ms(300), "not early: {:?}", begun.elapsed());
         assert!(error.is_timeout(), "{error}");
         let blame = error.blame().unwrap();
-        assert_eq!(blame.total, 1);
+        assert_eq!(blame.holder_count, 1);
         assert_eq!(blame.holders[0].owner, held.owner());
         assert_eq!(blame.holders[0].mode, Mode::Write);
         assert_eq!(blame.holders[0].label.as_deref(), Some("nightly import"));
@@ -537,7 +544,7 @@ mod claims {
         let waiting = tokio::spawn(lock(&a).write().timeout(Duration::MAX).into_future());
         waiters(&a, 1).await;
         held.release().await.unwrap();
-        soon(waiting).await.unwrap().unwrap();
+        drop(soon(waiting).await.unwrap().unwrap());
     }
 
     pub async fn a_fixed_lease_ends_and_the_next_enters(world: &World) {
@@ -589,9 +596,9 @@ mod claims {
         tokio::time::timeout(ms(900), held.lost())
             .await
             .expect_err("held");
-        assert_eq!(a.inspect("it").await.unwrap().waiters, 1);
+        assert_eq!(a.inspect("it").await.unwrap().waiter_count, 1);
         held.release().await.unwrap();
-        soon(next).await.unwrap().unwrap();
+        drop(soon(next).await.unwrap().unwrap());
     }
 
     pub async fn max_hold_ends_a_renewed_hold(world: &World) {
@@ -605,7 +612,7 @@ mod claims {
             "it was renewed before: {:?}",
             begun.elapsed()
         );
-        soon(next).await.unwrap().unwrap();
+        drop(soon(next).await.unwrap().unwrap());
     }
 
     pub async fn a_shorter_reentry_never_shortens_the_lease(world: &World) {
@@ -637,7 +644,7 @@ mod claims {
                     .unwrap(),
             );
         }
-        for holder in a.inspect("it").await.unwrap().holding {
+        for holder in a.inspect("it").await.unwrap().holders {
             assert!(holder.lease_left <= Duration::from_secs(20));
         }
     }
@@ -650,7 +657,7 @@ mod claims {
             .await
             .expect_err("renewed meanwhile");
         short.release().await.unwrap();
-        let left = a.inspect("it").await.unwrap().holding[0].lease_left;
+        let left = a.inspect("it").await.unwrap().holders[0].lease_left;
         assert!(left > Duration::from_secs(50), "{left:?}");
         assert!(long.valid_for() > Duration::from_secs(50));
     }
@@ -667,12 +674,42 @@ mod claims {
         write.release().await.unwrap();
     }
 
+    pub async fn an_upgrade_does_not_begin_a_max_hold_anew(world: &World) {
+        let (a, b) = (world.brisk().await, world.client().await);
+        let upgradable = lock(&a).upgradable_read().max_hold(ms(700)).await.unwrap();
+        let reading = lock(&b).read().await.unwrap();
+        let begun = Instant::now();
+        let upgrade = tokio::spawn(upgradable.upgrade().into_future());
+        tokio::time::timeout(ms(500), reading.lost())
+            .await
+            .expect_err("held");
+        drop(reading);
+        let write = soon(upgrade).await.unwrap().unwrap();
+        let valid = write.valid_for();
+        assert!(
+            valid + begun.elapsed() <= ms(720),
+            "{valid:?} after {:?}",
+            begun.elapsed()
+        );
+        assert_eq!(soon(write.lost()).await, LostCause::MaxHold);
+    }
+
+    pub async fn what_was_given_back_is_never_lost(world: &World) {
+        let a = world.client().await;
+        let held = lock(&a).write().lease(ms(50)).await.unwrap();
+        let lost = held.lost();
+        held.release().await.unwrap();
+        tokio::time::timeout(ms(200), lost)
+            .await
+            .expect_err("it was given back in time");
+    }
+
     // -- nothing is left behind ------------------------------------------------------------------------------------
 
     pub async fn a_dropped_guard_is_released(world: &World) {
         let (a, b) = (world.client().await, world.client().await);
         drop(lock(&a).write().await.unwrap());
-        soon(lock(&b).write()).await.unwrap();
+        drop(soon(lock(&b).write()).await.unwrap());
         free(&a).await;
     }
 
@@ -703,7 +740,7 @@ mod claims {
         assert!(soon(waiting).await.unwrap().unwrap_err().is_closed());
         assert!(lock(&a).read().await.unwrap_err().is_closed());
         let seen = b.inspect("it").await.unwrap();
-        assert_eq!((seen.holders, seen.waiters), (1, 0));
+        assert_eq!((seen.holder_count, seen.waiter_count), (1, 0));
     }
 
     pub async fn the_last_handle_gives_everything_back(world: &World) {
@@ -729,7 +766,7 @@ mod claims {
             held.release().await.unwrap_err().lost_cause(),
             Some(LostCause::Revoked)
         );
-        soon(next).await.unwrap().unwrap();
+        drop(soon(next).await.unwrap().unwrap());
         assert_eq!(b.revoke("it").await.unwrap(), 0, "nobody is left to be revoked");
     }
 
@@ -739,7 +776,54 @@ mod claims {
         let theirs = lock(&b).read().await.unwrap();
         assert_eq!(soon(b.revoke_owner("it", &mine.owner())).await.unwrap(), 1);
         assert!(!mine.is_held() && theirs.is_held());
-        assert_eq!(b.inspect("it").await.unwrap().holders, 1);
+        assert_eq!(b.inspect("it").await.unwrap().holder_count, 1);
+    }
+
+    pub async fn a_revocation_leaves_those_in_line_alone(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().await.unwrap();
+        let mut queued = Vec::new();
+        for n in 1..=5 {
+            queued.push(tokio::spawn(lock(&a).write().into_future()));
+            waiters(&b, n).await;
+        }
+        assert_eq!(soon(b.revoke("it")).await.unwrap(), 1, "only the one that held");
+        assert_eq!(soon(held.lost()).await, LostCause::Revoked);
+        for next in queued {
+            let next = soon(next).await.unwrap().unwrap();
+            // Whoever was taken by the revocation would have been told by now.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(next.is_held(), "a hold that came after the revocation was called");
+            next.release().await.unwrap();
+        }
+        free(&b).await;
+    }
+
+    pub async fn a_revocation_ends_while_others_come_and_go(world: &World) {
+        use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+        let clients = [world.client().await, world.client().await];
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let tasks: Vec<_> = (0..4)
+            .map(|n| {
+                let (l, stop) = (lock(&clients[n % 2]), stop.clone());
+                tokio::spawn(async move {
+                    while !stop.load(Relaxed) {
+                        let write = l.write().await.unwrap();
+                        tokio::task::yield_now().await;
+                        // Taken or not.
+                        let _ = write.release().await;
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..10 {
+            assert!(soon(clients[0].revoke("it")).await.unwrap() <= 1);
+        }
+        stop.store(true, Relaxed);
+        for task in tasks {
+            soon(task).await.unwrap();
+        }
+        free(&clients[0]).await;
     }
 
     pub async fn protect_ends_the_work_when_the_hold_is_lost(world: &World) {
@@ -784,7 +868,7 @@ mod claims {
                 a.rwlock(name).unwrap().try_read().await.unwrap().is_none(),
                 "{name:?}"
             );
-            assert_eq!(a.inspect(name).await.unwrap().holders, 1);
+            assert_eq!(a.inspect(name).await.unwrap().holder_count, 1);
         }
     }
 
@@ -813,10 +897,12 @@ mod claims {
                 "{lease:?}"
             );
         }
-        soon(lock(&a).write().lease(ms(10))).await.unwrap();
-        soon(lock(&a).write().lease(Duration::from_secs(30 * 86_400)))
-            .await
-            .unwrap();
+        drop(soon(lock(&a).write().lease(ms(10))).await.unwrap());
+        drop(
+            soon(lock(&a).write().lease(Duration::from_secs(30 * 86_400)))
+                .await
+                .unwrap(),
+        );
         free(&a).await;
     }
 
@@ -835,12 +921,12 @@ mod claims {
             let waiting = tokio::spawn(lock(&a).read().label(label).into_future());
             waiters(&a, 1).await;
             let seen = a.inspect("it").await.unwrap();
-            assert_eq!(seen.holding[0].label.as_deref(), Some(label));
-            assert_eq!(seen.waiting[0].label.as_deref(), Some(label));
+            assert_eq!(seen.holders[0].label.as_deref(), Some(label));
+            assert_eq!(seen.waiters[0].label.as_deref(), Some(label));
             held.release().await.unwrap();
             let read = soon(waiting).await.unwrap().unwrap();
             assert_eq!(
-                a.inspect("it").await.unwrap().holding[0].label.as_deref(),
+                a.inspect("it").await.unwrap().holders[0].label.as_deref(),
                 Some(label)
             );
             read.release().await.unwrap();
@@ -963,12 +1049,16 @@ on_every_backend! {
     leases_of_reentries_do_not_add_up
     one_readers_release_and_renewal_leave_anothers_lease_alone
     a_read_released_inside_a_write_leaves_the_write_renewed
+    an_upgrade_does_not_begin_a_max_hold_anew
+    what_was_given_back_is_never_lost
     a_dropped_guard_is_released
     dropped_futures_leave_nothing
     close_gives_everything_back
     the_last_handle_gives_everything_back
     a_revoked_holder_is_told_before_the_next_enters
     revoking_one_owner_leaves_the_others
+    a_revocation_leaves_those_in_line_alone
+    a_revocation_ends_while_others_come_and_go
     protect_ends_the_work_when_the_hold_is_lost
     every_legal_name_is_a_lock_of_its_own
     a_bad_name_is_an_error

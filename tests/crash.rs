@@ -109,14 +109,17 @@ async fn a_killed_waiter_delays_readers_by_a_claim_at_most() {
     let mut waiter = child_doing("queue", &server);
     waiter.expect("queueing");
     eventually_async(BOUND, "a writer waits", async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == 1)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == 1)
     })
     .await;
     assert!(lock(&relatch).try_read().await.unwrap().is_none());
     waiter.kill();
     let begun = Instant::now();
     // The first read is held all along: only the dead writer is in the way.
-    soon(lock(&relatch).read()).await.unwrap();
+    drop(soon(lock(&relatch).read()).await.unwrap());
     assert!(
         begun.elapsed() < CLAIM + Duration::from_secs(3),
         "{:?}",
@@ -132,17 +135,23 @@ async fn a_killed_waiter_is_passed_over_when_its_turn_comes() {
     let mut waiter = child_doing("queue", &server);
     waiter.expect("queueing");
     eventually_async(BOUND, "the child waits", async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == 1)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == 1)
     })
     .await;
     let next = tokio::spawn(lock(&relatch).write().into_future());
     eventually_async(BOUND, "both wait", async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == 2)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == 2)
     })
     .await;
     waiter.kill();
     held.release().await.unwrap();
-    soon(next).await.unwrap().unwrap();
+    drop(soon(next).await.unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,14 +162,17 @@ async fn a_grant_to_a_stopped_process_ends_after_a_claim() {
     let mut waiter = child_doing("queue", &server);
     waiter.expect("queueing");
     eventually_async(BOUND, "the child waits", async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == 1)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == 1)
     })
     .await;
     // Its connection is open, so the server takes its message for heard.
     waiter.stop();
     let next = tokio::spawn(lock(&relatch).write().into_future());
     held.release().await.unwrap();
-    soon(next).await.unwrap().unwrap();
+    drop(soon(next).await.unwrap().unwrap());
     waiter.cont();
     waiter.kill();
 }

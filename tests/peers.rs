@@ -37,7 +37,10 @@ async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
 
 async fn waiters(relatch: &Relatch, n: u64) {
     eventually_async(BOUND, &format!("{n} waiters"), async || {
-        relatch.inspect("it").await.is_ok_and(|seen| seen.waiters == n)
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == n)
     })
     .await;
 }
@@ -133,7 +136,7 @@ async fn a_lapsed_reader_does_not_count_while_others_read() {
     eventually_async(BOUND, "it is gone from the server", async || {
         b.inspect("it")
             .await
-            .is_ok_and(|seen| seen.holders == 1 && seen.holding.len() == 1)
+            .is_ok_and(|seen| seen.holder_count == 1 && seen.holders.len() == 1)
     })
     .await;
 }
@@ -223,9 +226,11 @@ async fn nothing_but_its_lease_ends_a_hold_of_a_process_that_never_comes_back() 
     });
     runtime.join().unwrap();
     let begun = std::time::Instant::now();
-    soon(lock(&b).write().timeout(Duration::from_secs(8)))
-        .await
-        .unwrap();
+    drop(
+        soon(lock(&b).write().timeout(Duration::from_secs(8)))
+            .await
+            .unwrap(),
+    );
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
@@ -245,7 +250,7 @@ fn the_list_of_peers_failures_names_tests_that_exist() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|name| name.contains('_'))
+        .filter(|name| name.contains('_') && name.chars().all(|c| c == '_' || c.is_ascii_lowercase()))
     {
         assert!(
             sources

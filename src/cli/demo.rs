@@ -237,10 +237,15 @@ async fn left_behind(relatch: &Relatch, name: &str) -> Option<String> {
     let bound = Instant::now() + LEFT_BEHIND;
     loop {
         match relatch.inspect(name).await {
-            Ok(seen) if seen.holders == 0 && seen.waiters == 0 => break,
+            Ok(seen) if seen.holder_count == 0 && seen.waiter_count == 0 => break,
             // What a killed process held ends with its lease.
             Ok(_) if Instant::now() < bound => tokio::time::sleep(Duration::from_millis(20)).await,
-            Ok(seen) => return Some(format!("{} hold and {} wait", seen.holders, seen.waiters)),
+            Ok(seen) => {
+                return Some(format!(
+                    "{} hold and {} wait",
+                    seen.holder_count, seen.waiter_count
+                ));
+            }
             Err(error) => return Some(format!("the server can't be asked: {error}")),
         }
     }

@@ -270,7 +270,7 @@ impl World {
                 self.kept.push(Any::Write(self.written().await));
                 Box::pin(nothing(async move {
                     let seen = relatch.inspect(super::faulty::NAME).await?;
-                    assert_eq!((seen.holders, seen.holding.len()), (1, 1));
+                    assert_eq!((seen.holder_count, seen.holders.len()), (1, 1));
                     Ok(())
                 }))
             }

@@ -206,8 +206,11 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
             }
             &POLL
         }
-        Operation::Revoke(owner) => {
-            args.push(owner.map(|owner| text(owner.wire())).unwrap_or_default());
+        Operation::Revoke(op) => {
+            args.extend([
+                op.owner.map(|owner| text(owner.wire())).unwrap_or_default(),
+                text(op.granted_by_ms),
+            ]);
             &REVOKE
         }
         Operation::Inspect(limit) => {

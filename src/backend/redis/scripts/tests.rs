@@ -13,7 +13,7 @@ use redis::{Connection, Parser, RedisResult, Value, cmd};
 use uuid::Uuid;
 
 use super::*;
-use crate::protocol::{Acquire, Downgrade, Member, Release, Renewal, Withdraw};
+use crate::protocol::{Acquire, Downgrade, Member, Release, Renewal, Revoke, Withdraw};
 use crate::state::{Context, LockState, Normal, TICKET_EPOCH_US};
 
 // -- a server ----------------------------------------------------------------------------------------------------
@@ -202,6 +202,14 @@ fn release(request: RequestId, owner: OwnerId) -> Operation {
     })
 }
 
+/// Of all that is held when it arrives.
+fn revoke(owner: Option<OwnerId>) -> Operation {
+    Operation::Revoke(Revoke {
+        owner,
+        granted_by_ms: 1 << 52,
+    })
+}
+
 fn try_run(con: &mut Connection, name: &Name, operation: Operation) -> Result<Reply, String> {
     let call = Call {
         name: name.clone(),
@@ -281,7 +289,10 @@ enum Act {
         upgrade: u8,
     },
     Poll(Vec<u8>),
-    Revoke(Option<usize>),
+    Revoke {
+        of: Option<usize>,
+        by_ms: i64,
+    },
     Inspect(usize),
     Hear(usize, bool),
 }
@@ -309,7 +320,9 @@ fn some_act() -> impl Strategy<Value = Act> {
         2 => prop::collection::vec((any::<u8>(), any::<u8>(), some_lease(), any::<bool>()), 1..5).prop_map(Act::Renew),
         2 => (any::<u8>(), any::<bool>(), any::<u8>()).prop_map(|(which, blame, upgrade)| Act::Withdraw { which, blame, upgrade }),
         4 => prop::collection::vec(any::<u8>(), 1..7).prop_map(Act::Poll),
-        1 => prop::option::of(0..5_usize).prop_map(Act::Revoke),
+        // Mostly of what is held now; or only of what was then, or not at all.
+        1 => (prop::option::of(0..5_usize), prop_oneof![4 => Just(0), 2 => -3_000..1_i64, 1 => Just(1), 2 => Just(i64::MIN)])
+            .prop_map(|(of, by_ms)| Act::Revoke { of, by_ms }),
         1 => (0..6_usize).prop_map(Act::Inspect),
         1 => (0..CLIENTS, prop::bool::weighted(0.6)).prop_map(|(client, yes)| Act::Hear(client, yes)),
     ]
@@ -537,7 +550,10 @@ impl Bench {
                     })
                 }
                 Act::Poll(members) => Operation::Poll(members.iter().map(|which| pick(*which)).collect()),
-                Act::Revoke(of) => Operation::Revoke(of.map(owner)),
+                Act::Revoke { of, by_ms } => Operation::Revoke(Revoke {
+                    owner: of.map(owner),
+                    granted_by_ms: (now_us / 1000).saturating_add_signed(*by_ms),
+                }),
                 Act::Inspect(limit) => Operation::Inspect(*limit),
             };
             let call = Call {
@@ -814,7 +830,8 @@ impl Bench {
         let mut last_mark = 0;
         for (request, score) in &marks {
             let until_ms = score.floor() as u64;
-            let ending = ["lapsed", "revoked", "withdrawn"][((score - score.floor()) * 4.0) as usize];
+            let ending =
+                ["lapsed", "revoked", "withdrawn", "replaced"][((score - score.floor()) * 4.0) as usize];
             last_mark = last_mark.max(until_ms);
             if until_ms > now {
                 normal
@@ -969,7 +986,7 @@ fn an_upgrade_that_nobody_heard_becomes_what_it_was() {
             },
             "not wanted",
         ),
-        Operation::Revoke(Some(owner(0))),
+        revoke(Some(owner(0))),
         Operation::Withdraw(withdraw),
         Operation::Inspect(5),
         release(request(0, 1), owner(0)),
@@ -1063,7 +1080,7 @@ fn headers_number_what_the_codec_sends() {
             upgrade_of: None,
         }),
         Operation::Poll(vec![member]),
-        Operation::Revoke(None),
+        revoke(None),
         Operation::Inspect(1),
     ];
     for (operation, script) in operations.into_iter().zip(ALL) {
@@ -1401,7 +1418,7 @@ fn a_handoff_costs_the_same_with_any_number_of_waiters() {
     load(&mut con);
     let mut ears = Ears::of(&server);
     ears.hear(client(1), true);
-    for (mode, cost) in [(Mode::Write, 10), (Mode::Read, 0)] {
+    for (mode, cost) in [(Mode::Write, 11), (Mode::Read, 0)] {
         let mut costs = BTreeSet::new();
         for waiters in [2, 1000] {
             let name = name(&format!("{mode} {waiters}"));
@@ -1516,7 +1533,7 @@ fn a_key_of_another_type_is_an_error_and_changes_nothing() {
                 to: Mode::Read,
             }),
         ),
-        (vec![held(Mode::Read)], 1, Operation::Revoke(None)),
+        (vec![held(Mode::Read)], 1, revoke(None)),
         (vec![held(Mode::Write)], 2, second(Mode::Read)),
         (vec![held(Mode::Write), second(Mode::Read)], 2, free()),
         (vec![held(Mode::Write), second(Mode::Write)], 2, withdraw.clone()),
@@ -1700,7 +1717,7 @@ fn a_batch_as_large_as_any_fits() {
         panic!()
     };
     assert!(rows.iter().all(|row| matches!(row, Renewed::Renewed { .. })));
-    let reply = run(&mut con, &name, Operation::Revoke(None));
+    let reply = run(&mut con, &name, revoke(None));
     assert!(
         matches!(reply, Reply::Revoke(Revoking { requests: 9_000, .. })),
         "{reply:?}"

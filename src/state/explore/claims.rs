@@ -1,0 +1,737 @@
+//! What must hold of every world, and of every step between two. Each claim says what is broken, in words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{Band, depth as depth_of, due, reenters, strongest};
+use super::ghost::{
+    Action, LEASE_MS, Machine, Past, Said, Standing, Step, TUNING, Why, World, withdrawn_from, write_phases,
+};
+use crate::protocol::{
+    Acquired, Downgraded, Ending, Mode, Operation, OwnerId, Polled, Push, Released, Renewed, Reply,
+};
+
+pub(super) type Verdict = Result<(), String>;
+pub(super) type Claim = (&'static str, fn(&Step<'_>) -> Verdict);
+
+/// Of every step. The first that fails is reported, so the more telling ones come first.
+pub(super) const CLAIMS: &[Claim] = &[
+    ("exclusion", exclusion),
+    ("withdrawn", withdrawn),
+    ("once", once),
+    ("revoked", revoked),
+    ("depth", depth),
+    ("indexes", indexes),
+    ("told", told),
+    ("reentry", reentry),
+    ("refusal", refusal),
+    ("readers_bound", readers_bound),
+    ("writers_bound", writers_bound),
+    ("fences", fences),
+    ("place", place),
+    ("nobody_left_out", nobody_left_out),
+];
+
+macro_rules! ensure {
+    ($ok:expr, $($why:tt)+) => {
+        if !$ok {
+            return Err(format!($($why)+));
+        }
+    };
+}
+
+/// 1: Write excludes everybody else; at most one owner holds upgradable or write.
+pub(super) fn exclusion(step: &Step<'_>) -> Verdict {
+    if step.said.is_none() {
+        return Ok(());
+    }
+    let holds: Vec<(OwnerId, Option<Mode>)> = step
+        .after
+        .state
+        .holds
+        .iter()
+        .map(|(owner, hold)| (*owner, strongest(hold)))
+        .collect();
+    for (owner, mode) in &holds {
+        ensure!(
+            *mode != Some(Mode::Write) || holds.len() == 1,
+            "owner {owner:?} writes while {} others hold",
+            holds.len() - 1
+        );
+    }
+    let tops = holds.iter().filter(|(_, mode)| *mode > Some(Mode::Read)).count();
+    ensure!(tops <= 1, "{tops} owners hold upgradable or write");
+    Ok(())
+}
+
+/// 2: An owner holds what it was granted and has not given back, request by request, in its mode, until its deadline.
+pub(super) fn depth(step: &Step<'_>) -> Verdict {
+    if step.said.is_none() {
+        return Ok(());
+    }
+    let World { pasts, state, .. } = step.after;
+    let mut owners: BTreeSet<OwnerId> = pasts.iter().map(|p| p.owner).collect();
+    owners.extend(state.holds.keys());
+    for owner in owners {
+        let no_hold = Vec::new();
+        let hold = state.holds.get(&owner).unwrap_or(&no_hold);
+        for mode in [Mode::Read, Mode::Upgradable, Mode::Write] {
+            let must = pasts
+                .iter()
+                .filter(|p| p.owner == owner && p.is_held() && p.mode == mode)
+                .count() as u64;
+            let is = depth_of(hold, mode);
+            ensure!(
+                is == must,
+                "owner {owner:?} holds {mode} {is} times, but was granted and has not given back {must}"
+            );
+        }
+        for p in pasts.iter().filter(|p| p.owner == owner && p.is_held()) {
+            let Some(g) = hold.iter().find(|g| g.request == p.id) else {
+                return Err(format!(
+                    "{:?} was granted and has not ended, but is not held",
+                    p.id
+                ));
+            };
+            ensure!(
+                (g.mode, g.deadline_ms, g.revoked) == (p.mode, p.deadline_ms, p.revoked),
+                "{:?} is held in {}, for {} ms, revoked {}; by what it was told: {}, {}, {}",
+                p.id,
+                g.mode,
+                g.deadline_ms.saturating_sub(step.after.now_ms),
+                g.revoked,
+                p.mode,
+                p.deadline_ms.saturating_sub(step.after.now_ms),
+                p.revoked
+            );
+        }
+    }
+    Ok(())
+}
+
+/// 3: What is derived is what it is derived from.
+pub(super) fn indexes(step: &Step<'_>) -> Verdict {
+    let state = &step.after.state;
+    let mut readers = BTreeSet::new();
+    let mut top = None;
+    let mut seen = BTreeSet::new();
+    for (owner, hold) in &state.holds {
+        ensure!(!hold.is_empty(), "owner {owner:?} has an empty hold");
+        for g in hold {
+            ensure!(seen.insert(g.request), "{:?} is held twice", g.request);
+        }
+        match strongest(hold) {
+            Some(Mode::Read) => {
+                readers.insert((due(hold), *owner));
+            }
+            mode => top = mode.map(|mode| (mode, *owner, due(hold))),
+        }
+    }
+    let is = state.top.map(|top| (top.mode, top.owner, top.due_ms));
+    ensure!(is == top, "top is {is:?}; by the holds it is {top:?}");
+    ensure!(
+        state.readers == readers,
+        "readers are {:?}; by the holds they are {readers:?}",
+        state.readers
+    );
+    let mut queue = BTreeMap::new();
+    let mut waiting_of: BTreeMap<OwnerId, BTreeSet<_>> = BTreeMap::new();
+    for (request, w) in &state.waiters {
+        ensure!(seen.insert(*request), "{request:?} waits and is held");
+        queue.insert((w.band, w.ticket, *request), w.owner);
+        waiting_of.entry(w.owner).or_default().insert(*request);
+        let held = state.holds.get(&w.owner).and_then(strongest);
+        let band = match (w.mode, held) {
+            (Mode::Write, Some(Mode::Upgradable)) => Band::Upgrade,
+            (Mode::Write, _) => Band::Write,
+            (Mode::Upgradable, _) => Band::Upgradable,
+            (Mode::Read, _) => Band::Read,
+        };
+        // One that upgrades what has ended is dropped when it is met.
+        let met = w
+            .upgrade_of
+            .is_none_or(|from| state.granted(w.owner, from).is_some_and(|g| !g.revoked));
+        ensure!(
+            w.band == band || !met || step.said.is_none(),
+            "{request:?} for {} of an owner that holds {held:?} waits in band {:?}, not {band:?}",
+            w.mode,
+            w.band
+        );
+        ensure!(
+            w.ticket <= state.last_ticket,
+            "{request:?} has a ticket above the last one"
+        );
+    }
+    ensure!(
+        state.queue == queue,
+        "the queue is {:?}; by the waiters it is {queue:?}",
+        state.queue
+    );
+    let turns: BTreeMap<_, BTreeSet<_>> = state
+        .waiting_of
+        .iter()
+        .map(|(owner, of)| (*owner, of.iter().copied().collect()))
+        .collect();
+    ensure!(
+        turns == waiting_of,
+        "waiting_of is {turns:?}; by the waiters it is {waiting_of:?}"
+    );
+    let once = state.waiting_of.values().map(Vec::len).sum::<usize>() == state.waiters.len();
+    ensure!(once, "waiting_of names a request twice");
+    let by_end: BTreeSet<_> = state
+        .marks
+        .iter()
+        .map(|(request, (_, until))| (*until, *request))
+        .collect();
+    ensure!(
+        state.marks_by_end == by_end,
+        "marks_by_end is not the marks by their ends"
+    );
+    let free = state.holds.is_empty() && !state.queue.is_empty() && step.said.is_some();
+    ensure!(!free, "the lock is free and somebody waits");
+    Ok(())
+}
+
+/// 4: Nobody waits for what it may re-enter.
+pub(super) fn reentry(step: &Step<'_>) -> Verdict {
+    let state = &step.after.state;
+    for (request, w) in &state.waiters {
+        let held = state.holds.get(&w.owner).and_then(strongest);
+        ensure!(
+            !held.is_some_and(|held| reenters(held, w.mode)),
+            "{request:?} waits for {} while its owner holds {held:?}",
+            w.mode
+        );
+        let head = held != Some(Mode::Upgradable) || w.mode != Mode::Write || w.band == Band::Upgrade;
+        ensure!(
+            head || step.said.is_none(),
+            "{request:?} for write is not at the head, while its owner holds upgradable"
+        );
+    }
+    if let Some(Said {
+        operation: Operation::Acquire(op),
+        reply: Reply::Acquire(reply),
+        ..
+    }) = &step.said
+    {
+        let held = step.before.held(op.owner).filter(|_| !step.before.stale);
+        let waits = matches!(
+            reply,
+            Acquired::Queued { .. } | Acquired::Busy | Acquired::Refused
+        );
+        ensure!(
+            !(waits && held.is_some_and(|held| reenters(held, op.mode))),
+            "an owner that holds {held:?} asked for {}, and was told {reply:?}",
+            op.mode
+        );
+    }
+    Ok(())
+}
+
+/// 5a: A reader that waits, hears and polls is let in when the first write phase ends after it got in line; no more
+/// than one begins before that.
+pub(super) fn readers_bound(step: &Step<'_>) -> Verdict {
+    let (ended, began) = write_phases(step.before, step.after);
+    for p in step
+        .after
+        .pasts
+        .iter()
+        .filter(|p| p.is_waiting() && p.faithful && p.asked == Mode::Read)
+    {
+        if !step
+            .before
+            .past(p.id)
+            .is_some_and(|p| p.is_waiting() && p.faithful)
+        {
+            continue;
+        }
+        ensure!(
+            ended.is_none(),
+            "a write phase ended and {:?}, a reader in line, was not let in",
+            p.id
+        );
+        ensure!(
+            p.phases <= 1 || began.is_none(),
+            "{} write phases began while {:?}, a reader, was in line",
+            p.phases,
+            p.id
+        );
+    }
+    Ok(())
+}
+
+/// 5b: Nobody that asked later and held nothing passes a write or upgradable request that waits, hears and polls; but
+/// readers in line pass it together when a write phase ends, and readers pass one that waits for upgradable.
+/// So a writer waits for those ahead of it in line and one reader phase between any two write phases.
+pub(super) fn writers_bound(step: &Step<'_>) -> Verdict {
+    let (ended, _) = write_phases(step.before, step.after);
+    let after = step.after;
+    let waits = |p: &&Past| p.is_waiting() && p.faithful && p.asked != Mode::Read;
+    for p in after.pasts.iter().filter(waits) {
+        let Some(was) = step.before.past(p.id).filter(waits) else {
+            continue;
+        };
+        let entered: Vec<&Past> = after
+            .pasts
+            .iter()
+            .filter(|q| {
+                q.owner != p.owner && q.is_held() && !step.before.past(q.id).is_some_and(Past::is_held)
+            })
+            .filter(|q| {
+                // Who held goes on holding, in whatever mode.
+                !step
+                    .before
+                    .pasts
+                    .iter()
+                    .any(|h| h.owner == q.owner && h.is_held() && h.deadline_ms > after.now_ms)
+            })
+            .collect();
+        let place = |q: &Past| {
+            step.before
+                .past(q.id)
+                .filter(|q| q.is_waiting())
+                .map(|q| q.ticket)
+        };
+        let fair = |q: &Past| {
+            place(q).is_some_and(|ticket| ticket < was.ticket)
+                || (q.mode == Mode::Read
+                    && (p.asked == Mode::Upgradable || (ended.is_some() && place(q).is_some())))
+        };
+        for q in &entered {
+            // It entered with one of its owner's that was granted to a deaf client and taken back. Left out: that is not
+            // worth putting it back in line.
+            let with_deaf = |r: &Past| r.owner == q.owner && r.is_waiting() && after.is_deaf(r.id.client);
+            if step.before.pasts.iter().any(with_deaf) {
+                continue;
+            }
+            // Who has entered holds: it re-enters, writes before others when it holds upgradable, and asks for more as one that
+            // holds.
+            let holds_for = |r: &Past| r.mode >= q.mode || r.mode == Mode::Upgradable || place(q).is_none();
+            let with = entered
+                .iter()
+                .any(|r| r.owner == q.owner && r.id != q.id && holds_for(r) && fair(r));
+            ensure!(
+                fair(q) || with,
+                "{:?} for {} entered past {:?} for {}, which asked before",
+                q.id,
+                q.asked,
+                p.id,
+                p.asked
+            );
+        }
+    }
+    Ok(())
+}
+
+/// 6: Every new write hold has a fence above all that were ever told; whatever else is granted has the last.
+pub(super) fn fences(step: &Step<'_>) -> Verdict {
+    let Some(said) = &step.said else { return Ok(()) };
+    let (before, after) = (step.before, step.after);
+    ensure!(
+        after.state.fence >= before.state.fence,
+        "the fence went back from {} to {}",
+        before.state.fence,
+        after.state.fence
+    );
+    let mut grants = Vec::new();
+    if let Reply::Acquire(Acquired::Granted(grant)) = &said.reply
+        && let Operation::Acquire(op) = &said.operation
+    {
+        grants.push((op.request, *grant));
+    }
+    for (_, push) in &said.pushes {
+        if let Push::Granted { grants: pushed, .. } = push {
+            grants.extend(pushed.iter().copied());
+        }
+    }
+    for (request, grant) in grants {
+        let Some(p) = after.past(request) else { continue };
+        if before.past(request).is_some_and(Past::is_held) {
+            continue;
+        }
+        // Who enters as a reader and then writes, in one step, had two last fences.
+        let last = before.state.fence..=after.state.fence;
+        ensure!(
+            last.contains(&grant.fence),
+            "{request:?} was granted with {}, not the last fence",
+            grant.fence
+        );
+        let wrote = before.pasts.iter().any(|h| {
+            h.owner == p.owner && h.is_held() && h.mode == Mode::Write && h.deadline_ms > after.now_ms
+        });
+        let wrote = wrote
+            || after
+                .pasts
+                .iter()
+                .any(|h| h.owner == p.owner && h.id != p.id && h.is_held() && h.mode == Mode::Write);
+        if p.asked == Mode::Write && !wrote {
+            ensure!(
+                grant.fence > before.fence,
+                "a new write hold got fence {}, and {} was told before",
+                grant.fence,
+                before.fence
+            );
+        } else {
+            ensure!(
+                grant.fence >= before.fence,
+                "{request:?} got fence {}, and {} was told before",
+                grant.fence,
+                before.fence
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whoever hears and polls keeps its place in line until it is granted or leaves.
+pub(super) fn place(step: &Step<'_>) -> Verdict {
+    let after = step.after;
+    for p in after.pasts.iter().filter(|p| p.is_waiting()) {
+        let Some(w) = after.state.waiters.get(&p.id) else {
+            return Err(format!("{:?} hears and polls, and lost its place in line", p.id));
+        };
+        ensure!(
+            w.until_ms == p.sign_ms && w.ticket == p.ticket,
+            "{:?} was told place {} until {}, and has {} until {}",
+            p.id,
+            p.ticket,
+            p.sign_ms,
+            w.ticket,
+            w.until_ms
+        );
+    }
+    for request in after.state.waiters.keys() {
+        let waits = after
+            .past(*request)
+            .is_some_and(|p| matches!(p.standing, Standing::Waiting));
+        ensure!(waits, "{request:?} is in line, and nobody waits for it");
+    }
+    Ok(())
+}
+
+/// 7: After every step nobody that is alive in line could enter.
+pub(super) fn nobody_left_out(step: &Step<'_>) -> Verdict {
+    if step.said.is_none() {
+        return Ok(());
+    }
+    let World { state, now_ms, .. } = step.after;
+    let live: Vec<_> = state
+        .waiters
+        .iter()
+        .filter(|(_, w)| {
+            w.until_ms > *now_ms
+                && w.upgrade_of
+                    .is_none_or(|from| state.granted(w.owner, from).is_some_and(|g| !g.revoked))
+        })
+        .collect();
+    let holds = |owner: &OwnerId| state.holds.get(owner).and_then(strongest);
+    for (request, w) in &live {
+        let others: Vec<Mode> = state
+            .holds
+            .iter()
+            .filter(|(owner, _)| **owner != w.owner)
+            .filter_map(|(_, hold)| strongest(hold))
+            .collect();
+        let upgrades = live
+            .iter()
+            .any(|(_, q)| q.mode == Mode::Write && holds(&q.owner) == Some(Mode::Upgradable));
+        let ahead = |mode: Mode| live.iter().any(|(_, q)| q.mode == mode && q.ticket < w.ticket);
+        let enters = match w.mode {
+            Mode::Write => {
+                let first = !upgrades && !ahead(Mode::Write) && !ahead(Mode::Upgradable);
+                others.is_empty() && (first || holds(&w.owner) == Some(Mode::Upgradable))
+            }
+            Mode::Upgradable => {
+                others.iter().all(|mode| *mode == Mode::Read)
+                    && !upgrades
+                    && !ahead(Mode::Write)
+                    && !ahead(Mode::Upgradable)
+            }
+            Mode::Read => !others.contains(&Mode::Write) && !live.iter().any(|(_, q)| q.mode == Mode::Write),
+        };
+        ensure!(
+            !enters,
+            "{request:?} waits for {}, and could enter: others hold {others:?}",
+            w.mode
+        );
+    }
+    Ok(())
+}
+
+/// 8: What has ended is not granted or put in line by a late copy, while copies may be under way. Left out: a
+/// release without a mark, which says that there are none.
+pub(super) fn once(step: &Step<'_>) -> Verdict {
+    again(step, |why| why != Why::Withdrawn)
+}
+
+/// 9: What was withdrawn neither holds nor waits.
+pub(super) fn withdrawn(step: &Step<'_>) -> Verdict {
+    again(step, |why| why == Why::Withdrawn)
+}
+
+fn again(step: &Step<'_>, which: fn(Why) -> bool) -> Verdict {
+    if step.said.is_none() {
+        return Ok(());
+    }
+    for p in &step.after.pasts {
+        let ended = match p.standing {
+            Standing::Over(why) => which(why) && p.marked,
+            Standing::Replaced(_) => which(Why::Released) && p.quiet_ms > step.after.now_ms,
+            _ => false,
+        };
+        let held = step.after.state.granted(p.owner, p.id).is_some();
+        let waits = step.after.state.waiters.contains_key(&p.id);
+        ensure!(
+            !(ended && held),
+            "{:?} is over ({:?}), and is held",
+            p.id,
+            p.standing
+        );
+        ensure!(
+            !(ended && waits),
+            "{:?} is over ({:?}), and waits",
+            p.id,
+            p.standing
+        );
+    }
+    Ok(())
+}
+
+/// 10: An owner that only reads does not get in line for more: it would wait for itself.
+pub(super) fn refusal(step: &Step<'_>) -> Verdict {
+    let Some(Said {
+        operation: Operation::Acquire(op),
+        reply: Reply::Acquire(reply),
+        ..
+    }) = &step.said
+    else {
+        return Ok(());
+    };
+    let in_line = step.before.past(op.request).is_some_and(Past::is_waiting);
+    let held = step.after.held(op.owner);
+    let self_wait = held == Some(Mode::Read) && op.mode > Mode::Read && !in_line;
+    ensure!(
+        !(self_wait && matches!(reply, Acquired::Queued { .. })),
+        "an owner that reads was put in line for {}",
+        op.mode
+    );
+    Ok(())
+}
+
+/// What was revoked is given back or lapses; no renewal and no upgrade makes it whole.
+pub(super) fn revoked(step: &Step<'_>) -> Verdict {
+    if step.said.is_none() {
+        return Ok(());
+    }
+    for p in step.before.pasts.iter().filter(|p| p.is_held() && p.revoked) {
+        let Some(now) = step.after.past(p.id) else {
+            continue;
+        };
+        ensure!(
+            !matches!(now.standing, Standing::Replaced(_)),
+            "{:?} was revoked, and an upgrade made it whole",
+            p.id
+        );
+        ensure!(
+            !now.is_held() || now.deadline_ms == p.deadline_ms,
+            "{:?} was revoked, and renewed",
+            p.id
+        );
+    }
+    Ok(())
+}
+
+/// A reply says what is so.
+pub(super) fn told(step: &Step<'_>) -> Verdict {
+    let Some(said) = &step.said else { return Ok(()) };
+    let after = step.after;
+    let now_ms = after.now_ms;
+    let held_before = |p: &Past| p.is_held() && p.deadline_ms > now_ms;
+    match (&said.operation, &said.reply) {
+        (Operation::Acquire(op), Reply::Acquire(reply)) => {
+            let Some(p) = after.past(op.request) else {
+                return Ok(());
+            };
+            let fits = match reply {
+                Acquired::Granted(grant) => p.is_held() && grant.deadline_ms == p.deadline_ms,
+                Acquired::Queued { ticket, .. } => p.is_waiting() && p.ticket == *ticket,
+                Acquired::Ended(ending) => match p.standing {
+                    Standing::Over(why) => {
+                        let withdrawn = p.withdraw_sent && *ending == Ending::Withdrawn;
+                        *ending == ending_of(why, p) || withdrawn || !p.marked
+                    }
+                    Standing::Held | Standing::Waiting => false,
+                    _ => true,
+                },
+                Acquired::Busy | Acquired::Refused => !p.is_held() && !p.is_waiting(),
+            };
+            ensure!(fits, "it was told {reply:?}, and is {:?}", p.standing);
+            if let Acquired::Granted(grant) = reply {
+                let depth = after
+                    .pasts
+                    .iter()
+                    .filter(|q| q.owner == p.owner && q.is_held() && q.mode == p.mode)
+                    .count();
+                ensure!(
+                    grant.depth == depth as u64,
+                    "it was told depth {}, and has {depth}",
+                    grant.depth
+                );
+                ensure!(
+                    grant.deadline_ms <= now_ms + LEASE_MS.max(TUNING.claim_ms),
+                    "it was granted for longer than a lease"
+                );
+            }
+        }
+        (Operation::Release(op), Reply::Release(reply)) => {
+            let held = step.before.past(op.request).is_some_and(held_before);
+            let fits = match reply {
+                Released::Released => held || op.again,
+                Released::NotHeld(_) => !held,
+            };
+            ensure!(fits, "a release of what was held: {held}; it was told {reply:?}");
+        }
+        (Operation::Downgrade(op), Reply::Downgrade(reply)) => {
+            let held = step
+                .before
+                .past(op.request)
+                .is_some_and(|p| held_before(p) && !p.revoked);
+            ensure!(
+                held == matches!(reply, Downgraded::Downgraded(_)),
+                "held and not revoked: {held}; it was told {reply:?}"
+            );
+        }
+        (Operation::Renew(ops), Reply::Renew(replies)) => {
+            for (op, reply) in ops.iter().zip(replies) {
+                let held = step
+                    .before
+                    .past(op.request)
+                    .is_some_and(|p| held_before(p) && !p.revoked);
+                ensure!(
+                    held == matches!(reply, Renewed::Renewed { .. }),
+                    "held and not revoked: {held}; it was told {reply:?}"
+                );
+            }
+        }
+        (Operation::Withdraw(op), Reply::Withdraw(reply)) => {
+            let Some(p) = step.before.past(op.request) else {
+                return Ok(());
+            };
+            let lapsed = p.is_held() && p.deadline_ms <= now_ms;
+            let was = withdrawn_from(p);
+            ensure!(
+                reply.was == was || lapsed,
+                "it was withdrawn from {was:?}, and was told {:?}",
+                reply.was
+            );
+        }
+        (Operation::Poll(members), Reply::Poll(replies)) => {
+            for (member, reply) in members.iter().zip(replies) {
+                let Some(p) = after.past(member.request) else {
+                    continue;
+                };
+                let fits = match reply {
+                    Polled::Granted(grant) => p.is_held() && grant.deadline_ms == p.deadline_ms,
+                    Polled::Queued { .. } => p.is_waiting(),
+                    Polled::NotHeld(_) => !p.is_held() && !p.is_waiting(),
+                };
+                ensure!(fits, "a poll was told {reply:?}, and it is {:?}", p.standing);
+            }
+        }
+        _ => {}
+    }
+    for (client, push) in &said.pushes {
+        if let Push::Granted { grants, .. } = push {
+            ensure!(
+                !after.is_deaf(*client),
+                "a deaf client was granted something by a push"
+            );
+            for (request, grant) in grants {
+                let held = after
+                    .past(*request)
+                    .is_some_and(|p| p.is_held() && p.deadline_ms == grant.deadline_ms);
+                ensure!(
+                    held,
+                    "{request:?} was told by a push that it is held, and it is not so"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ending_of(why: Why, p: &Past) -> Ending {
+    match why {
+        Why::Lapsed => Ending::Lapsed,
+        Why::Revoked => Ending::Revoked,
+        // A release that leaves a mark leaves this one.
+        Why::Released if p.marked => Ending::Withdrawn,
+        Why::Withdrawn => Ending::Withdrawn,
+        Why::Released | Why::Forgotten => Ending::Unknown,
+    }
+}
+
+/// 11: If everybody hears, polls, and gives back what it gets, everybody gets in, and nothing is left. Upgrades get their turn before what they
+/// would replace is given back.
+pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
+    let mut world = world.clone();
+    world.deaf = [false; 2];
+    let mut want: BTreeSet<_> = world
+        .pasts
+        .iter()
+        .filter(|p| p.is_waiting() && !world.is_doubtful(p))
+        .map(|p| p.id)
+        .collect();
+    for _ in 0..2 * world.pasts.len() + 2 {
+        for at in 0..world.pasts.len() {
+            if world.pasts.get(at).is_some_and(Past::is_waiting) {
+                world = world.step(Action::Poll { at: at as u8 }, machine).0;
+            }
+        }
+        want.retain(|id| world.past(*id).is_some_and(|p| p.is_waiting()));
+        let to_upgrade = |world: &World, p: &Past| {
+            world
+                .pasts
+                .iter()
+                .any(|w| w.is_waiting() && w.upgrade_of == Some(p.id))
+        };
+        let held = |world: &World, all: bool| {
+            world
+                .pasts
+                .iter()
+                .position(|p| p.is_held() && (all || !to_upgrade(world, p)))
+        };
+        let all = held(&world, false).is_none();
+        while let Some(at) = held(&world, all) {
+            let id = world.pasts[at].id;
+            world = world
+                .step(
+                    Action::Release {
+                        at: at as u8,
+                        again: false,
+                        mark: true,
+                    },
+                    machine,
+                )
+                .0;
+            ensure!(
+                !world.past(id).is_some_and(Past::is_held),
+                "{id:?} can't be given back"
+            );
+            want.retain(|id| world.past(*id).is_some_and(|p| p.is_waiting()));
+        }
+        if world.state.is_idle() {
+            break;
+        }
+    }
+    ensure!(want.is_empty(), "everybody gave back, and {want:?} never entered");
+    ensure!(
+        world.state.is_idle(),
+        "everybody gave back, and something is left: {:?}",
+        world.state
+    );
+    ensure!(
+        world.state.top.is_none() && world.state.readers.is_empty() && world.state.waiters.is_empty(),
+        "everybody gave back, and an index names somebody"
+    );
+    Ok(())
+}
