@@ -196,6 +196,7 @@ impl Reaper {
     }
 
     async fn carry_out(&self, core: &Core, request: RequestId) {
+        let mut rest = REFUSED;
         loop {
             let (number, call, give_up) = match self.chores.lock().pending.get(&request) {
                 Some(chore) => (chore.number, chore.call.clone(), chore.give_up),
@@ -217,7 +218,8 @@ impl Reaper {
                 // The server may change its mind: it was only out of memory, or a replica.
                 Err(Failure::No(error)) => {
                     tracing::warn!(name = %call.name, %error, "the server refuses to take a hold back; asking again");
-                    let again = core.clock.now().plus(REFUSED);
+                    let again = core.clock.now().plus(rest);
+                    rest = (rest * 2).min(RARELY);
                     core.clock.sleep_until(again.min(give_up)).await;
                 }
                 Err(Failure::Unknown(_)) => {
@@ -252,7 +254,9 @@ impl Reaper {
 }
 
 /// How soon is tried again what the server has refused.
-const REFUSED: Duration = Duration::from_secs(1);
+const REFUSED: Duration = Duration::from_millis(100);
+/// And how rarely at last.
+const RARELY: Duration = Duration::from_secs(5);
 
 fn answer(tell: Option<oneshot::Sender<Withdrawn>>, reply: Reply) {
     if let (Some(tell), Reply::Withdraw(withdrawn)) = (tell, reply) {

@@ -1004,6 +1004,40 @@ fn an_upgrade_that_nobody_heard_becomes_what_it_was() {
     }
 }
 
+/// As above: its write waits behind another's, goes to the head with the upgradable hold, and nobody is in its way there.
+#[test]
+fn a_write_that_its_owners_upgradable_hold_brings_to_the_head_enters_at_once() {
+    let mut bench = Bench::new();
+    let hears = [true; CLIENTS];
+    for n in 0..CLIENTS {
+        bench.ears.hear(client(n), true);
+    }
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    let mut now_us = start.as_micros() as u64;
+    let mut state = LockState::default();
+    let steps = [
+        Operation::Acquire(acquire(request(1, 1), owner(1), Mode::Write)),
+        Operation::Acquire(acquire(request(2, 2), owner(2), Mode::Write)),
+        Operation::Acquire(acquire(request(0, 3), owner(0), Mode::Write)),
+        Operation::Acquire(acquire(request(0, 4), owner(0), Mode::Read)),
+        release(request(1, 1), owner(1)),
+        Operation::Acquire(acquire(request(0, 5), owner(0), Mode::Upgradable)),
+    ];
+    for (at, operation) in steps.into_iter().enumerate() {
+        now_us += 1_000;
+        bench.steps += 1;
+        let call = Call {
+            name: name("n"),
+            operation,
+        };
+        bench
+            .step(&mut state, &call, now_us, true, hears)
+            .unwrap_or_else(|why| panic!("step {at}, {call:?}\n{why}"));
+    }
+    let top = state.normal(now_us).top;
+    assert!(matches!(top, Some((Mode::Write, of, _)) if of == owner(0)), "{top:?}");
+}
+
 // -- against their headers ---------------------------------------------------------------------------------------
 
 fn parts(script: &Script) -> (&'static str, &'static str) {
