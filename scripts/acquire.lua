@@ -29,7 +29,7 @@ local TICKET, UPGRADE_OF, LABEL = tonumber(ARGV[12]), ARGV[13], ARGV[14]
 
 local stored = redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER)
 
--- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, and no mark or TTL needs a look.
+-- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, it has no mark, and no TTL needs a look.
 do
   local fence, top, readers, due, waiting, gc, marks, _, hold = unpack(stored)
   local deadline = now + LEASE
@@ -44,9 +44,9 @@ do
     and fence
     and UPGRADE_OF == ''
     and (not due or tonumber(due) > now)
-    and (not marks or tonumber(marks) <= now)
     and gc
     and deadline + RETENTION <= tonumber(gc)
+    and (not marks or tonumber(marks) <= now or not redis.call('ZSCORE', MARKS, REQUEST))
   then
     local format = string.format
     local till = format('%.0f', deadline)

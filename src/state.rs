@@ -463,15 +463,14 @@ impl LockState {
             let Some(waiter) = self.waiters.get(&request) else {
                 continue;
             };
-            if reenters(held, waiter.mode) {
-                if let Some(waiter) = self.leave(request)
-                    && waiter.until_ms > now_ms(cx)
-                    && waiter
-                        .upgrade_of
-                        .is_none_or(|from| self.upgradable_from(owner, from))
-                {
-                    batch.push(self.grant(request, waiter, cx));
-                }
+            if reenters(held, waiter.mode)
+                && let Some(waiter) = self.leave(request)
+                && waiter.until_ms > now_ms(cx)
+                && waiter
+                    .upgrade_of
+                    .is_none_or(|from| self.upgradable_from(owner, from))
+            {
+                batch.push(self.grant(request, waiter, cx));
             }
         }
     }
@@ -970,6 +969,10 @@ impl Pushes {
 
 /// A state in a form that can be compared with what a server holds.
 #[cfg(test)]
+#[allow(
+    clippy::type_complexity,
+    reason = "flat, so that a difference is seen at a glance"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Normal {
     pub(crate) fence: u64,

@@ -2,6 +2,7 @@
 //!
 //! Each claim is a function that gets a [`World`]; the macro at the end runs all of them on all backends, so that no
 //! combination can be missing.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

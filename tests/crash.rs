@@ -1,5 +1,6 @@
 //! Processes that are killed or stopped in the middle. Real ones.
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Bad input: addresses, servers and keys that are not what they should be. Each is a clear error that says what to do.
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

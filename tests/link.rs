@@ -2,6 +2,7 @@
 //!
 //! Two promises: nothing hangs, and no guard says that it is held when somebody else may hold.
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

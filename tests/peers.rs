@@ -1,6 +1,7 @@
 //! Where locks of this kind fail elsewhere, and what happens here instead. What can be shown on any backend is in
 //! `conformance.rs`; here is what shows on a server. `docs/peers.md` lists all of it, and a test holds the list against the code.
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
 

@@ -1035,7 +1035,10 @@ fn a_write_that_its_owners_upgradable_hold_brings_to_the_head_enters_at_once() {
             .unwrap_or_else(|why| panic!("step {at}, {call:?}\n{why}"));
     }
     let top = state.normal(now_us).top;
-    assert!(matches!(top, Some((Mode::Write, of, _)) if of == owner(0)), "{top:?}");
+    assert!(
+        matches!(top, Some((Mode::Write, of, _)) if of == owner(0)),
+        "{top:?}"
+    );
 }
 
 // -- against their headers ---------------------------------------------------------------------------------------
