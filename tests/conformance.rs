@@ -792,9 +792,12 @@ mod claims {
         assert_eq!(soon(held.lost()).await, LostCause::Revoked);
         for next in queued {
             let next = soon(next).await.unwrap().unwrap();
-            // Whoever was taken by the revocation would have been told by now.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            assert!(next.is_held(), "a hold that came after the revocation was called");
+            let seen = b.inspect("it").await.unwrap();
+            assert!(
+                seen.holders.iter().all(|holder| !holder.revoked),
+                "the server took a hold that came after the revocation was called: {seen:?}"
+            );
+            assert!(next.is_held());
             next.release().await.unwrap();
         }
         free(&b).await;
