@@ -118,7 +118,7 @@ local at_once
 if held and string.byte(MODE) <= string.byte(held) then
   at_once = true
 elseif MODE == 'r' then
-  at_once = M.top_mode ~= 'w' and not M.live_writer()
+  at_once = M.top_mode ~= 'w' and not M.live_writer() and not M.waits_for_more(OWNER)
 elseif MODE == 'u' then
   at_once = not M.top_owner
   if at_once and not held then

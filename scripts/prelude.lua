@@ -722,6 +722,22 @@ local function machine(now_us, stored, owners, gives)
       return w
     end
 
+    function M.is_live(w)
+      return w.till > now and (w.upgrade_of == '' or M.upgradable_from(w.owner, w.upgrade_of))
+    end
+
+    -- Does this owner also wait for more than to read? Its reads then enter with that, not before: two owners that each read already
+    -- and wait to write would wait for each other.
+    function M.waits_for_more(owner)
+      for _, request in ipairs(M.waiting_of(owner)) do
+        local w = waiters[request]
+        if w and w.mode ~= 'r' and M.is_live(w) then
+          return true
+        end
+      end
+      return false
+    end
+
     -- The first in a band that is alive. Drops the dead ones it meets.
     function M.live_head(band)
       if M.waiting <= 0 then
@@ -736,7 +752,7 @@ local function machine(now_us, stored, owners, gives)
         M.load_waiters({ request }, { owner })
         local w = waiters[request]
         if w and w.owner == owner then
-          if w.till > now and (w.upgrade_of == '' or M.upgradable_from(owner, w.upgrade_of)) then
+          if M.is_live(w) then
             return w
           end
           M.leave(request)
@@ -831,7 +847,7 @@ local function machine(now_us, stored, owners, gives)
         local held, w = M.strongest(M.hold_of(owner)), waiters[request]
         if w and held and byte(w.mode) <= byte(held) then
           M.leave(request)
-          if w.till > now and (w.upgrade_of == '' or M.upgradable_from(owner, w.upgrade_of)) then
+          if M.is_live(w) then
             batch[#batch + 1] = M.grant(w)
           end
         end
@@ -862,8 +878,10 @@ local function machine(now_us, stored, owners, gives)
       M.load_holds(of)
       for i, request in ipairs(requests) do
         if waiters[request] then
-          -- It may have entered as a sibling of one before it.
-          M.grant_waiter(request, batch)
+          -- It may have entered as a sibling of one before it. An owner that waits for one request alone waits for no more than this.
+          if not (find(asked[of[i]], ' ', 1, true) and M.waits_for_more(of[i])) then
+            M.grant_waiter(request, batch)
+          end
         elseif queue[request .. ',' .. of[i]] == nil then
           queue[request .. ',' .. of[i]], M.waiting = false, M.waiting - 1 -- somebody deleted a key
         end

@@ -28,7 +28,8 @@
 //! Phase-fair, after Brandenburg and Anderson, "Spin-Based Reader-Writer Synchronization for Multiprocessor Real-Time
 //! Systems" (2010): while a write request waits no new reader enters; when a write phase ends all waiting readers enter;
 //! when the readers of that phase have left, the next writer enters. Re-entry alone passes the queue: an owner that holds and
-//! had to wait behind one that waits for it would wait for ever.
+//! had to wait behind one that waits for it would wait for ever. For the same reason an owner that waits to write, or for upgradable, is not let
+//! in to read before that: it may well keep what it has until it has all.
 //!
 //! # Who is alive
 //!
@@ -297,6 +298,23 @@ impl LockState {
         }
     }
 
+    /// Was it refreshed in time, and is what it would upgrade still there?
+    fn is_live(&self, waiter: &Waiter, cx: &Context<'_>) -> bool {
+        waiter.until_ms > now_ms(cx)
+            && waiter
+                .upgrade_of
+                .is_none_or(|from| self.upgradable_from(waiter.owner, from))
+    }
+
+    /// Does this owner also wait for more than to read? Its reads then enter with that, not before: two owners that each read already
+    /// and wait to write would wait for each other.
+    fn waits_for_more(&self, owner: OwnerId, cx: &Context<'_>) -> bool {
+        let requests = self.waiting_of.get(&owner).into_iter().flatten();
+        requests
+            .map(|request| &self.waiters[request])
+            .any(|waiter| waiter.mode > Mode::Read && self.is_live(waiter, cx))
+    }
+
     /// The first in a band that is alive. Drops the dead ones it meets.
     fn live_head(&mut self, band: Band, cx: &Context<'_>) -> Option<RequestId> {
         loop {
@@ -306,11 +324,7 @@ impl LockState {
                 .next()
                 .filter(|((b, _, _), _)| *b == band)?
                 .0;
-            let waiter = &self.waiters[&request];
-            let upgrades = waiter
-                .upgrade_of
-                .is_none_or(|from| self.upgradable_from(waiter.owner, from));
-            if waiter.until_ms > now_ms(cx) && upgrades {
+            if self.is_live(&self.waiters[&request], cx) {
                 return Some(request);
             }
             self.leave(request);
@@ -435,7 +449,9 @@ impl LockState {
             .collect();
         for request in readers {
             // It may have entered as a sibling of one before it.
-            if self.waiters.contains_key(&request) {
+            if let Some(waiter) = self.waiters.get(&request)
+                && !self.waits_for_more(waiter.owner, cx)
+            {
                 self.grant_waiter(request, cx, batch);
             }
         }
@@ -465,10 +481,7 @@ impl LockState {
             };
             if reenters(held, waiter.mode)
                 && let Some(waiter) = self.leave(request)
-                && waiter.until_ms > now_ms(cx)
-                && waiter
-                    .upgrade_of
-                    .is_none_or(|from| self.upgradable_from(owner, from))
+                && self.is_live(&waiter, cx)
             {
                 batch.push(self.grant(request, waiter, cx));
             }
@@ -589,7 +602,9 @@ impl LockState {
         let at_once = held.is_some_and(|held| reenters(held, op.mode))
             || match op.mode {
                 Mode::Read => {
-                    self.top.is_none_or(|top| top.mode != Mode::Write) && self.live_writer(cx).is_none()
+                    self.top.is_none_or(|top| top.mode != Mode::Write)
+                        && self.live_writer(cx).is_none()
+                        && !self.waits_for_more(op.owner, cx)
                 }
                 Mode::Upgradable => {
                     self.top.is_none()

@@ -286,10 +286,31 @@ mod claims {
         let read = tokio::spawn(lock(&b).read().owner(&owner).into_future());
         waiters(&a, 2).await;
         held.release().await.unwrap();
-        // Whichever is granted first, the other is the same owner's and must not wait behind it.
+        // Granted together: neither must wait behind the other.
         let read = soon(read).await.unwrap().unwrap();
         let write = soon(write).await.unwrap().unwrap();
         assert!(read.is_held() && write.is_held());
+    }
+
+    /// If each were let in to read first, each write would wait for the other's read.
+    pub async fn owners_that_ask_to_read_and_to_write_at_once_do_not_wait_for_each_other(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let held = lock(&a).write().await.unwrap();
+        let both = |client: Relatch| {
+            let lock = lock(&client);
+            tokio::spawn(Owner::new().scope(async move {
+                let (write, read) = tokio::join!(lock.write(), lock.read());
+                (write.unwrap(), read.unwrap())
+            }))
+        };
+        let first = both(a.clone());
+        waiters(&a, 2).await;
+        let second = both(b.clone());
+        waiters(&a, 4).await;
+        held.release().await.unwrap();
+        drop(soon(first).await.unwrap());
+        drop(soon(second).await.unwrap());
+        free(&a).await;
     }
 
     // -- fairness --------------------------------------------------------------------------------------------------
@@ -1029,6 +1050,7 @@ on_every_backend! {
     a_nested_read_release_keeps_the_write
     a_writer_may_take_read_and_keep_it
     waiting_requests_of_an_owner_enter_with_it
+    owners_that_ask_to_read_and_to_write_at_once_do_not_wait_for_each_other
     a_new_reader_does_not_pass_a_waiting_writer
     twenty_waiting_readers_enter_together_after_a_write
     overlapping_readers_do_not_starve_a_writer

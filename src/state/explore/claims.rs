@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Band, depth as depth_of, due, reenters, strongest};
+use super::super::{Band, Waiter, depth as depth_of, due, reenters, strongest};
 use super::ghost::{
     Action, LEASE_MS, Machine, Past, Said, Standing, Step, TUNING, Why, World, withdrawn_from, write_phases,
 };
@@ -244,6 +244,10 @@ pub(super) fn readers_bound(step: &Step<'_>) -> Verdict {
         {
             continue;
         }
+        // One whose owner waits for more enters with that.
+        if step.before.waits_for_more(p.owner) {
+            continue;
+        }
         ensure!(
             ended.is_none(),
             "a write phase ended and {:?}, a reader in line, was not let in",
@@ -446,7 +450,10 @@ pub(super) fn nobody_left_out(step: &Step<'_>) -> Verdict {
                     && !ahead(Mode::Write)
                     && !ahead(Mode::Upgradable)
             }
-            Mode::Read => !others.contains(&Mode::Write) && !live.iter().any(|(_, q)| q.mode == Mode::Write),
+            Mode::Read => {
+                let more = |q: &Waiter| q.mode == Mode::Write || (q.owner == w.owner && q.mode > Mode::Read);
+                !others.contains(&Mode::Write) && !live.iter().any(|(_, q)| more(q))
+            }
         };
         ensure!(
             !enters,
@@ -496,18 +503,29 @@ fn again(step: &Step<'_>, which: fn(Why) -> bool) -> Verdict {
     Ok(())
 }
 
-/// 10: An owner that only reads does not get in line for more: it would wait for itself.
+/// 10: An owner that only reads does not get in line for more, and one that is in line for more is not let in only to read: it
+/// would wait for itself, or two would for each other.
 pub(super) fn refusal(step: &Step<'_>) -> Verdict {
-    let Some(Said {
-        operation: Operation::Acquire(op),
-        reply: Reply::Acquire(reply),
-        ..
-    }) = &step.said
-    else {
+    let Some(said) = &step.said else { return Ok(()) };
+    let (before, after) = (step.before, step.after);
+    for p in after.pasts.iter().filter(|p| p.is_held() && p.mode == Mode::Read) {
+        let entered = before.held(p.owner).is_none() && after.held(p.owner) == Some(Mode::Read);
+        let waits = |w: &&Past| w.owner == p.owner && w.is_waiting() && w.asked > Mode::Read;
+        for w in after.pasts.iter().filter(waits) {
+            ensure!(
+                !entered || after.is_doubtful(w) || before.is_doubtful(w),
+                "{:?} was let in to read while its owner waits for {} ({:?})",
+                p.id,
+                w.asked,
+                w.id
+            );
+        }
+    }
+    let (Operation::Acquire(op), Reply::Acquire(reply)) = (&said.operation, &said.reply) else {
         return Ok(());
     };
-    let in_line = step.before.past(op.request).is_some_and(Past::is_waiting);
-    let held = step.after.held(op.owner);
+    let in_line = before.past(op.request).is_some_and(Past::is_waiting);
+    let held = after.held(op.owner);
     let self_wait = held == Some(Mode::Read) && op.mode > Mode::Read && !in_line;
     ensure!(
         !(self_wait && matches!(reply, Acquired::Queued { .. })),
@@ -670,8 +688,8 @@ fn ending_of(why: Why, p: &Past) -> Ending {
     }
 }
 
-/// 11: If everybody hears, polls, and gives back what it gets, everybody gets in, and nothing is left. Upgrades get their turn before what they
-/// would replace is given back.
+/// 11: If everybody hears, polls, and gives back what it gets, everybody gets in, and nothing is left. An owner keeps what it has until it
+/// has all that it asked for, as one does that asks for it in the branches of a `join!`.
 pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
     let mut world = world.clone();
     world.deaf = [false; 2];
@@ -681,27 +699,29 @@ pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
         .filter(|p| p.is_waiting() && !world.is_doubtful(p))
         .map(|p| p.id)
         .collect();
-    for _ in 0..2 * world.pasts.len() + 2 {
+    // Who gave its upgradable hold back, or lost a part of what it had, may only read by now and wait to write. That was refused it if it
+    // asked for it now; it has to give back.
+    let mut itself: BTreeSet<_> = world
+        .pasts
+        .iter()
+        .map(|p| p.owner)
+        .filter(|owner| world.held(*owner) == Some(Mode::Read) && world.waits_for_more(*owner))
+        .collect();
+    for _ in 0..3 * world.pasts.len() + 3 {
         for at in 0..world.pasts.len() {
             if world.pasts.get(at).is_some_and(Past::is_waiting) {
                 world = world.step(Action::Poll { at: at as u8 }, machine).0;
             }
         }
-        want.retain(|id| world.past(*id).is_some_and(|p| p.is_waiting()));
-        let to_upgrade = |world: &World, p: &Past| {
-            world
-                .pasts
-                .iter()
-                .any(|w| w.is_waiting() && w.upgrade_of == Some(p.id))
+        want.retain(|id| world.past(*id).is_some_and(Past::is_waiting));
+        let content = |world: &World, itself: &BTreeSet<OwnerId>| {
+            world.pasts.iter().position(|p| {
+                p.is_held()
+                    && (itself.contains(&p.owner)
+                        || !world.pasts.iter().any(|w| w.owner == p.owner && w.is_waiting()))
+            })
         };
-        let held = |world: &World, all: bool| {
-            world
-                .pasts
-                .iter()
-                .position(|p| p.is_held() && (all || !to_upgrade(world, p)))
-        };
-        let all = held(&world, false).is_none();
-        while let Some(at) = held(&world, all) {
+        while let Some(at) = content(&world, &itself) {
             let id = world.pasts[at].id;
             world = world
                 .step(
@@ -717,8 +737,9 @@ pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
                 !world.past(id).is_some_and(Past::is_held),
                 "{id:?} can't be given back"
             );
-            want.retain(|id| world.past(*id).is_some_and(|p| p.is_waiting()));
+            want.retain(|id| world.past(*id).is_some_and(Past::is_waiting));
         }
+        itself.clear();
         if world.state.is_idle() {
             break;
         }

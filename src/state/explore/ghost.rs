@@ -215,6 +215,12 @@ impl World {
         held.map(|p| p.mode).max()
     }
 
+    /// Whether an owner waits for more than to read.
+    pub(super) fn waits_for_more(&self, owner: OwnerId) -> bool {
+        let mut waiting = self.pasts.iter().filter(|p| p.owner == owner && p.is_waiting());
+        waiting.any(|p| p.asked > Mode::Read)
+    }
+
     /// Whether it may have lost its place without being told.
     pub(super) fn is_doubtful(&self, p: &Past) -> bool {
         let upgrades = p.upgrade_of.is_none_or(|from| {
@@ -612,8 +618,14 @@ impl World {
 
     fn watch_phases(&mut self, before: &World) {
         let began = write_phases(before, self).1;
+        let more: Vec<OwnerId> = self
+            .pasts
+            .iter()
+            .map(|p| p.owner)
+            .filter(|o| self.waits_for_more(*o))
+            .collect();
         for p in &mut self.pasts {
-            let waited = before.past(p.id).is_some_and(Past::is_waiting);
+            let waited = before.past(p.id).is_some_and(Past::is_waiting) && !more.contains(&p.owner);
             if p.is_waiting() && waited && began.is_some_and(|owner| owner != p.owner) {
                 p.phases = p.phases.saturating_add(1);
             }

@@ -138,6 +138,12 @@ const MUTANTS: &[(&str, &str, Machine, Scope)] = &[
         nothing_advances,
         SMALL,
     ),
+    (
+        "refusal",
+        "an owner that waits for upgradable is let in to read",
+        reads_while_it_waits_for_more,
+        Scope { owners: 2, ..SMALL },
+    ),
 ];
 
 #[test]
@@ -260,6 +266,29 @@ fn reader_waits_for_itself(state: &mut LockState, operation: &Operation, cx: &Co
         && let Some(out) = queued(state, operation, Band::Write, cx)
     {
         return out;
+    }
+    state.apply(operation, cx)
+}
+
+fn reads_while_it_waits_for_more(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let mut pushes = Pushes::default();
+    if let Operation::Acquire(op) = operation
+        && op.mode == Mode::Read
+        && state.top.is_none_or(|top| top.mode != Mode::Write)
+        && state.live_writer(cx).is_none()
+        && state.waits_for_more(op.owner, cx)
+    {
+        // As if its owner did not wait.
+        let waiting = state.waiting_of.remove(&op.owner);
+        let reply = Reply::Acquire(state.acquire(op, false, cx, &mut pushes));
+        state
+            .waiting_of
+            .extend(waiting.map(|waiting| (op.owner, waiting)));
+        let answer = Answer {
+            now_us: cx.now_us,
+            reply,
+        };
+        return (answer, pushes.into_messages(cx.now_us));
     }
     state.apply(operation, cx)
 }
