@@ -7,89 +7,98 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request     <client>.<number>
---   8 owner
---   9 mode        read, upgradable or write
---  10 wait        1: get in line if it can't be granted at once
---  11 lease_ms
---  12 ticket      the place it had before the server forgot it; 0 for none
---  13 upgrade_of  the granted upgradable request that becomes this one; empty for none
---  14 label       any bytes; empty for none
+--   1 call  2 settings: see prelude.lua
+--   3 request     <client>.<number>
+--   4 owner
+--   5 mode        r, u or w
+--   6 lease_ms
+--   7 wait        1: get in line if it can't be granted at once
+--   8 ticket      the place it had before the server forgot it; 0 for none. This and what follows only if any of it is said
+--   9 upgrade_of  the granted upgradable request that becomes this one; empty for none
+--   10 label      any bytes; empty for none
 -- Replies
 --   granted  fence, deadline_ms, depth
 --   queued   ticket, wake_ms: when the first in line should look again; 0 for the others
 --   busy     not at once, and it was not to wait
 --   refused  it would wait for its own owner's read to end
 --   ended    lapsed, revoked, withdrawn, replaced or unknown: the request, or the one it would upgrade, has ended
+--            as text: the call, the word, the time (microseconds) and this, with spaces between
 -- Wakes
 --   requests of the same owner that may re-enter now; and, like every script, whoever can enter as a lease has lapsed.
-local REQUEST, OWNER, MODE, WAIT, LEASE = ARGV[7], ARGV[8], string.sub(ARGV[9], 1, 1), ARGV[10] == '1', tonumber(ARGV[11])
-local TICKET, UPGRADE_OF, LABEL = tonumber(ARGV[12]), ARGV[13], ARGV[14]
+local REQUEST, OWNER, MODE, LEASE = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
-local stored = redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER)
+local now_us, now = clock()
+local stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER)
 
--- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, it has no mark, and no TTL needs a look.
+-- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, it has no mark, no TTL needs a look, and
+-- there is nothing else to it. What is written here is what `enter` and `flush` would write.
 do
-  local fence, top, readers, due, waiting, gc, marks, _, hold = unpack(stored)
+  local fence, top, due, waiting, warm, marks = unpack(stored, 1, 6)
   local deadline = now + LEASE
-  local in_the_way
-  if MODE == 'r' then
-    in_the_way = top and (string.byte(top) ~= 117 or tonumber(string.match(top, '%d+$')) <= now)
-  else
-    in_the_way = top or (MODE == 'w' and readers)
-  end
   if
-    not (in_the_way or waiting or hold)
+    warm
     and fence
-    and UPGRADE_OF == ''
-    and (not due or tonumber(due) > now)
-    and gc
-    and deadline + RETENTION <= tonumber(gc)
+    and deadline <= tonumber(warm)
+    and not (waiting or stored[8] or ARGV[8])
     and (not marks or tonumber(marks) <= now or not redis.call('ZSCORE', MARKS, REQUEST))
   then
-    local format = string.format
-    local till = format('%.0f', deadline)
-    local request = format(',%s|%s,%s%s,%s,%.0f', till, REQUEST, MODE, LABEL == '' and '' or '+', till, now)
+    local till
     if MODE == 'r' then
-      redis.call('ZADD', READERS, till, OWNER)
-      if due and tonumber(due) < deadline then
-        till = due
+      if
+        due
+        and (due == FAR or tonumber(due) > now)
+        and (not top or (string.byte(top) == 117 and tonumber(string.match(top, '%d+')) > now))
+        and not (top and string.find(top, ',' .. OWNER .. '|', 1, true))
+      then
+        till = string.format('%.0f', deadline)
+        local made_us = OWNER == REQUEST and string.match(REQUEST, '%d+$') + EPOCH_US
+        local since = now
+        if made_us and made_us <= now_us and now_us - made_us <= 1000000 then
+          since = nil
+        end
+        if redis.call('ZADD', READERS, 'NX', till, OWNER) == 0 then
+          till = nil -- a copy
+        elseif since then
+          redis.call('HSET', HASH, '@' .. OWNER, '|' .. REQUEST .. ',r,' .. till .. ',' .. LEASE)
+        end
+        if till and deadline < tonumber(due) then
+          redis.call('HSET', HASH, 'due', till)
+        end
       end
-      if LABEL == '' then
-        redis.call('HSET', HASH, 'readers', (readers or 0) + 1, 'due', till, '@' .. OWNER, '1,0,0' .. request)
-      else
-        redis.call(
-          'HSET', HASH, 'readers', (readers or 0) + 1, 'due', till, '@' .. OWNER, '1,0,0' .. request, '#' .. REQUEST, LABEL
-        )
+    elseif not top then
+      local read = due and due ~= FAR -- or they have left, and nobody has looked since
+      local shared = read and MODE == 'u' and tonumber(due) > now and (OWNER == REQUEST or not string.find(OWNER, '.', 1, true))
+      if not read or shared or redis.call('ZCOUNT', READERS, '-inf', '(inf') == 0 then
+        till = string.format('%.0f', deadline)
+        if MODE == 'w' then
+          fence = fence + 1
+          fence = string.format('%.0f', fence < now_us and now_us or fence)
+        end
+        top = MODE .. ',' .. till .. ',' .. OWNER .. '|' .. REQUEST .. ',' .. MODE .. ',' .. till .. ',' .. LEASE
+        if read and not shared then
+          redis.call('HSET', HASH, 'fence', fence, 'due', FAR, 'top', top)
+        else
+          redis.call('HSET', HASH, 'fence', fence, 'top', top)
+        end
       end
-      if not readers then
-        redis.call('PEXPIREAT', READERS, format('%.0f', gc - 1))
-      end
-      return { CALL, now_us, 'granted', tonumber(fence), deadline, 1 }
     end
-    local depths = '0,1,0'
-    if MODE == 'w' then
-      depths, fence = '0,0,1', fence + 1
-      if fence < now_us then
-        fence = now_us
-      end
+    if till then
+      return string.format('%s granted %.0f %s %s 1', CALL, now_us, fence, till)
     end
-    till = format('%s,%s,%s', MODE, OWNER, till)
-    if LABEL == '' then
-      redis.call('HSET', HASH, 'fence', format('%.0f', fence), 'top', till, '@' .. OWNER, depths .. request)
-    else
-      redis.call('HSET', HASH, 'fence', format('%.0f', fence), 'top', till, '@' .. OWNER, depths .. request, '#' .. REQUEST, LABEL)
-    end
-    return { CALL, now_us, 'granted', tonumber(fence), deadline, 1 }
   end
 end
 
+local WAIT, TICKET, UPGRADE_OF, LABEL = ARGV[7] == '1', tonumber(ARGV[8] or 0), ARGV[9] or '', ARGV[10] or ''
+LEASE = tonumber(LEASE)
 local M = machine(now_us, stored, { OWNER }, false)
 
-local function reply(...)
+local function reply(word, ...)
   M.flush()
-  return { CALL, now_us, ... }
+  local words = { CALL, word, string.format('%.0f', now_us), ... }
+  for i = 4, #words do
+    words[i] = type(words[i]) == 'number' and string.format('%.0f', words[i]) or words[i]
+  end
+  return table.concat(words, ' ')
 end
 
 M.advance(M.lapse())
@@ -138,7 +147,13 @@ else
 end
 if at_once then
   local batch = {}
-  M.enter({ request = REQUEST, owner = OWNER, mode = MODE, upgrade_of = UPGRADE_OF, label = LABEL }, LEASE)
+  local since
+  if MODE == 'r' and OWNER == REQUEST and LABEL == '' and not held then
+    -- It tells by itself since when it holds, as near as it matters.
+    local made_us = M.made(REQUEST)
+    since = made_us <= now_us and now_us - made_us <= 1000000 and math.floor(made_us / 1000)
+  end
+  M.enter({ request = REQUEST, owner = OWNER, mode = MODE, upgrade_of = UPGRADE_OF, label = LABEL }, LEASE, since)
   M.siblings(OWNER, batch)
   M.deliver(batch)
   -- An owner that now holds upgradable may be able to write.
@@ -162,7 +177,7 @@ if held then
   band = -1
 end
 if TICKET == 0 then
-  TICKET = math.max(M.ticket + 1, now_us - 1735689600000000)
+  TICKET = math.max(M.ticket + 1, now_us - EPOCH_US)
 end
 local wake_ms = M.wake_ms(REQUEST .. ',' .. OWNER, band * M.BAND + TICKET)
 M.enqueue(REQUEST, OWNER, band, LEASE, TICKET, UPGRADE_OF, LABEL)

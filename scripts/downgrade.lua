@@ -5,21 +5,22 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request
---   8 owner
---   9 fence   as for a release
---  10 to      read or upgradable
+--   1 call  2 settings: see prelude.lua
+--   3 request
+--   4 owner
+--   5 fence   as for a release
+--   6 to      read or upgradable
 -- Replies
 --   downgraded  fence, deadline_ms, depth: in the mode it has now
 --   not_held    lapsed, revoked, withdrawn, replaced, forgotten or unknown
 -- Wakes
 --   whoever may share with the weaker mode.
-local REQUEST, OWNER, FENCE, TO = ARGV[7], ARGV[8], tonumber(ARGV[9]), string.sub(ARGV[10], 1, 1)
+local REQUEST, OWNER, FENCE, TO = ARGV[3], ARGV[4], tonumber(ARGV[5]), string.sub(ARGV[6], 1, 1)
 
+local now_us = clock()
 local M = machine(
   now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER),
+  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER),
   { OWNER },
   true
 )

@@ -5,16 +5,17 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 limit   at most so many owners that hold, and so many requests that wait
+--   1 call  2 settings: see prelude.lua
+--   3 limit   at most so many owners that hold, and so many requests that wait
 -- Replies
 --   inspect  fence, holders, waiters, rows of who holds (as for a withdrawal), rows of who waits, first in line first:
 --            request, owner, mode, since_ms, label
 -- Wakes
 --   only whoever can enter as a lease has lapsed.
-local LIMIT = tonumber(ARGV[7])
+local LIMIT = tonumber(ARGV[3])
 
-local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
+local now_us = clock()
+local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket'), {}, true)
 M.advance(M.lapse())
 local fence, holders, waiters, held = M.snapshot(LIMIT)
 local waits = {}

@@ -5,9 +5,9 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request   from here two for each request
---   8 owner
+--   1 call  2 settings: see prelude.lua
+--   3 request   from here two for each request
+--   4 owner
 -- Replies
 --   poll      a row for each request:
 --   granted   - fence, deadline_ms, depth
@@ -16,7 +16,7 @@
 -- Wakes
 --   whoever can enter as a lease has lapsed, or as a waiter before it was not refreshed.
 local requests, owners, known, fields, all = {}, {}, {}, {}, {}
-for i = 7, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local owner = ARGV[i + 1]
   requests[#requests + 1], all[#all + 1] = ARGV[i], owner
   if not known[owner] then
@@ -24,9 +24,10 @@ for i = 7, #ARGV, 2 do
   end
 end
 
+local now_us = clock()
 local M = machine(
   now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', unpack(fields)),
+  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', unpack(fields)),
   owners,
   true
 )

@@ -6,19 +6,22 @@
 -- KEYS, all of one name, all in one slot
 --   1 HASH     what the lock is:
 --                fence    the last fence issued (microseconds)
---                top      `<u|w>,<owner>,<due_ms>`: who holds upgradable or write; absent when nobody does
---                readers  how many owners only read, and
---                due      no later than the earliest of their deadlines; both absent when none does
+--                top      `<u|w>,<due_ms>,<owner><hold>`: who holds upgradable or write, its earliest deadline, and its whole hold;
+--                         absent when nobody does
+--                due      no later than the earliest deadline of those who only read, FAR when nobody does; absent when READERS has
+--                         not been made yet
 --                waiting  how many requests are queued; absent when none is
 --                ticket   the last ticket given
 --                marks    when the last mark ends: after it nobody looks into MARKS
---                gc       when HASH expires; see Expiry
---                @<owner> a hold, `<r>,<u>,<w>,<due_ms>`: the depth in each mode and the earliest deadline; and after it for each
---                         granted request, in the order of the grants, `|<request>,<mode>[+],<deadline_ms>,<since_ms>`.
---                         <mode> is r, u or w (the weaker the earlier in the alphabet), in upper case once it is revoked; + says
---                         that it has a label
+--                warm     until which deadline the keys need not be kept for longer; see Expiry
+--                @<owner> the hold of an owner that only reads, unless READERS tells all of it
 --                #<request> the label of a granted request
---   2 READERS  zset: the owners that only read, scored by their earliest deadline
+--              A hold has, for each granted request, in the order of the grants, `|<request>,<mode>[+],<deadline_ms>,<lasts_ms>`.
+--              <mode> is r, u or w (the weaker the earlier in the alphabet), in upper case once it is revoked; + says that it has a
+--              label; it has been held since <deadline_ms> - <lasts_ms>
+--   2 READERS  zset: the owners that only read, scored by their earliest deadline; and an empty member with an infinite score, which
+--              keeps the key, and its TTL, when no owner is left. An owner that was made for its request (they are the same text)
+--              and holds nothing but that, whole, since the request was made by its number, has no field in HASH
 --   3 QUEUE    zset: `<request>,<owner>` of those who wait, scored by band * 2^51 + ticket; bands are -1 upgrade, 0 write,
 --              1 upgradable, 2 read
 --   4 WAITERS  hash: <request> = `<owner>,<band>,<ticket>,<lease_ms>,<until_ms>,<upgrade_of>,<label>`, where the label may hold any
@@ -26,40 +29,47 @@
 --   5 MARKS    zset: requests that a late call must be told of, scored by when the mark ends, plus 0 for lapsed, 0.25 for revoked,
 --              0.5 for withdrawn, 0.75 for replaced
 --
--- Cost. A script costs its calls, and in Lua 5.1 also every function it *makes* (ten cost as much as two calls). So the
--- uncontended case is told straight out at the top of a script, and everything else is inside `machine`, made only when needed.
--- Capturing a local of the function around it is what makes a function dear, so there the functions are fields of `M`.
+-- Cost. A script costs its calls; each argument, each number made a text or read from one, each pattern about a tenth of a call; and
+-- every function it *makes* likewise. So the uncontended case is told straight out at the top of a script, and everything else is
+-- inside `machine`, made only when needed. Capturing a local of the function around it is what makes a function dear, so there the
+-- functions are fields of `M`.
 --
 -- Order of effects. A step reads, decides in locals, and writes in `flush`: first what may be refused (a key of another type, no
 -- memory left), HASH last, so that a refused step has changed nothing. Messages are sent after the grants they tell of are written.
 --
--- Expiry. Deadlines are the truth; TTLs only collect what nobody came back for. All keys of a name expire at `gc` (HASH 1 ms after
--- the others), which is pushed out, far, when a deadline comes closer to it than the retention: a warm name pays for no expire
--- call.
+-- Expiry. Deadlines are the truth; TTLs only collect what nobody came back for. All keys of a name expire a retention after `warm`
+-- (HASH 1 ms after the others). When a deadline comes to lie behind it, `warm` is set half a retention behind that: a warm name
+-- pays for no expire call.
 --
--- Numbers are doubles. What becomes text goes through %.0f, as tostring keeps 14 digits; replies are integers.
+-- Numbers are doubles. What becomes text goes through %.0f, as tostring keeps 14 digits; replies are integers, or text.
 
 local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 -- ARGV
---   1 call      echoed as the first field of the reply
---   2 claim_ms  how long a grant made by a push lasts unless it is renewed, and a waiting request unless it is polled
---   3 mark_ms   how long a mark is kept
---   4 retention_ms  how long the fence outlives the last hold, at least
---   5 trust     1 when the count that PUBLISH answers is the truth; 0 where it is not, and every message counts as heard
---   6 channel   what a client's id is appended to
-local CALL, RETENTION = ARGV[1], tonumber(ARGV[4])
+--   1 call      echoed first in the reply
+--   2 settings  five, with spaces between:
+--                 claim_ms  how long a grant made by a push lasts unless it is renewed, and a waiting request unless it is polled
+--                 mark_ms   how long a mark is kept
+--                 retention_ms  how long the fence outlives the last hold, at least
+--                 trust     1 when the count that PUBLISH answers is the truth; 0 where it is not, and every message counts as heard
+--                 channel   what a client's id is appended to
+local CALL = ARGV[1]
+local FAR = '9007199254740991'
+local EPOCH_US = 1735689600000000 -- tickets and requests are numbered by microseconds from here
 
-local time = redis.call('TIME')
-local now_us = time[1] * 1000000 + time[2]
-local now = (now_us - now_us % 1000) / 1000
+-- Microseconds, milliseconds.
+local function clock()
+  local time = redis.call('TIME')
+  local now_us = time[1] * 1000000 + time[2]
+  return now_us, (now_us - now_us % 1000) / 1000
+end
 
 -- Binds KEYS and ARGV anew: a function that captures nothing costs next to nothing where it isn't called.
--- `stored` is what HASH has: fence, top, readers, due, waiting, gc, marks, ticket, and then the holds of `owners`.
+-- `stored` is what HASH has: fence, top, due, waiting, warm, marks, ticket, and then the fields of `owners`.
 -- `gives`: this step gives back or keeps what is held, and must not fail for want of memory.
 local function machine(now_us, stored, owners, gives)
   local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-  local CLAIM, MARK, RETENTION = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-  local TRUST, CHANNEL = ARGV[5] == '1', ARGV[6]
+  local CLAIM, MARK, RETENTION, TRUST, CHANNEL = string.match(ARGV[2], '^(%d+) (%d+) (%d+) ([01]) (.*)$')
+  CLAIM, MARK, RETENTION, TRUST = tonumber(CLAIM), tonumber(MARK), tonumber(RETENTION), TRUST == '1'
   local now = (now_us - now_us % 1000) / 1000
   local call, pcall = redis.call, redis.pcall
   local find, sub, match, gmatch, format, byte = string.find, string.sub, string.match, string.gmatch, string.format, string.byte
@@ -70,26 +80,26 @@ local function machine(now_us, stored, owners, gives)
     return format('%.0f', number)
   end
 
+  local FAR, EPOCH_US = 9007199254740991, 1735689600000000
+
   local M = {
     fence = tonumber(stored[1]) or 0,
-    readers = tonumber(stored[3]) or 0,
-    due = tonumber(stored[4]),
-    waiting = tonumber(stored[5]) or 0,
-    gc = tonumber(stored[6]) or 0,
-    marks = tonumber(stored[7]) or 0,
-    ticket = tonumber(stored[8]) or 0,
+    due = tonumber(stored[3]),
+    waiting = tonumber(stored[4]) or 0,
+    warm = tonumber(stored[5]) or 0,
+    marks = tonumber(stored[6]) or 0,
+    ticket = tonumber(stored[7]) or 0,
+    readers = 0, -- how many owners only read
     reach = 0, -- the latest deadline set in this step
     BAND = 2251799813685248,
   }
-  if stored[2] then
-    local mode, owner, due = match(stored[2], '^(%l),([^,]+),(%d+)$')
-    M.top_mode, M.top_owner, M.top_due = mode, owner, tonumber(due)
+  if M.due then
+    M.readers = call('ZCOUNT', READERS, '-inf', '(inf')
   end
-  local had_top, had_readers = M.top_owner, M.readers > 0
+  local had_readers = M.readers > 0
   -- What HASH has, as far as it is written back whole; 0 is none.
   local was = {
-    fence = M.fence, top = stored[2] or nil, readers = M.readers, due = M.due or 0, waiting = M.waiting, gc = M.gc, marks = M.marks,
-    ticket = M.ticket,
+    fence = M.fence, top = stored[2] or nil, due = M.due or 0, waiting = M.waiting, warm = M.warm, marks = M.marks, ticket = M.ticket,
   }
 
   local holds = {} -- by owner, as far as they were looked at
@@ -103,7 +113,7 @@ local function machine(now_us, stored, owners, gives)
   local changed = {} -- fields of WAITERS to be written
   local marked = {} -- by request: a new score in MARKS, or false: leaves
   local moved = false -- has a request that waits changed its band since QUEUE was last written?
-  local typed = { [HASH] = true } -- the keys whose types are known to be right
+  local typed = { [HASH] = true, [READERS] = M.due and true } -- the keys whose types are known to be right
   local written = false -- has this script written yet?
 
   -- Captured here once, so that each function below takes them over for next to nothing.
@@ -128,36 +138,72 @@ local function machine(now_us, stored, owners, gives)
 
     -- Holds ------------------------------------------------------------------------------------------------------
 
-    function M.keep_hold(owner, stored_text)
-      local hold = { r = 0, u = 0, w = 0, due = huge, list = '' }
-      if stored_text then
-        local r, u, w, due, past = match(stored_text, '^(%d+),(%d+),(%d+),(%d+)()')
-        hold.r, hold.u, hold.w, hold.due = tonumber(r), tonumber(u), tonumber(w), tonumber(due)
-        hold.list = sub(stored_text, past)
-        hold.reads = hold.r > 0 and hold.u == 0 and hold.w == 0
-        hold.score = hold.due
+    -- `recorded`: there is a field of its own for it.
+    function M.keep_hold(owner, list, recorded)
+      local hold = { r = 0, u = 0, w = 0, due = huge, list = list, recorded = recorded }
+      for letter, deadline in gmatch(list, '|[^,]+,(%a)%+?,(%d+)') do
+        local mode = string.lower(letter)
+        hold[mode], hold.due = hold[mode] + 1, min(hold.due, tonumber(deadline))
       end
+      hold.reads = hold.r > 0 and hold.u == 0 and hold.w == 0
+      hold.score = hold.due
       holds[owner] = hold
-      return hold
+    end
+
+    -- Since when a request has been held that tells it by itself.
+    function M.made(request)
+      return tonumber(match(request, '%.(%d+)$')) + EPOCH_US
+    end
+
+    -- Keeps what was found of these owners in HASH; of those of whom there is nothing, what READERS tells.
+    function M.keep_holds(of, found, from)
+      local lone
+      for i, owner in ipairs(of) do
+        local list = found[from + i]
+        if holds[owner] then
+          -- On top, say.
+        elseif list then
+          M.keep_hold(owner, list, true)
+        elseif had_readers and find(owner, '.', 1, true) then
+          lone = lone or {}
+          lone[#lone + 1] = owner
+        else
+          M.keep_hold(owner, '')
+        end
+      end
+      for at = 1, lone and #lone or 0, CHUNK do
+        local last = min(at + CHUNK - 1, #lone)
+        local scores = call('ZMSCORE', READERS, unpack(lone, at, last))
+        for i = at, last do
+          local score = tonumber(scores[i - at + 1])
+          local since = score and floor(M.made(lone[i]) / 1000)
+          M.keep_hold(lone[i], score and format('|%s,r,%.0f,%.0f', lone[i], score, score - since) or '')
+        end
+      end
+    end
+
+    -- Does READERS tell all of this hold?
+    function M.is_lone(owner, hold)
+      local deadline, lasts = match(hold.list, '^|[^,]+,r,(%d+),(%d+)$')
+      return deadline
+        and hold.list == '|' .. owner .. ',r,' .. deadline .. ',' .. lasts
+        and deadline - lasts == floor(M.made(owner) / 1000)
     end
 
     function M.load_holds(of)
       local fields, missing = {}, {}
       for _, owner in ipairs(of) do
         if not holds[owner] then
-          -- Who is neither on top nor among the readers holds nothing.
-          if had_readers or had_top == owner then
+          if had_readers then
             missing[#missing + 1], fields[#fields + 1] = owner, '@' .. owner
           else
-            M.keep_hold(owner, false)
+            -- Who is not on top holds nothing.
+            M.keep_hold(owner, '')
           end
         end
       end
       if #fields > 0 then
-        local found = M.hmget(HASH, fields)
-        for i, owner in ipairs(missing) do
-          M.keep_hold(owner, found[i])
-        end
+        M.keep_holds(missing, M.hmget(HASH, fields), 0)
       end
     end
 
@@ -178,11 +224,11 @@ local function machine(now_us, stored, owners, gives)
       if not at then
         return nil
       end
-      local letter, label, deadline, since, past = match(list, '^|[^,]+,(%a)(%+?),(%d+),(%d+)()', at)
+      local letter, label, deadline, lasts, past = match(list, '^|[^,]+,(%a)(%+?),(%d+),(%d+)()', at)
       local mode = string.lower(letter)
       return {
         request = request, letter = letter, mode = mode, revoked = letter ~= mode, label = label,
-        deadline = tonumber(deadline), since = tonumber(since), at = at, past = past,
+        deadline = tonumber(deadline), since = deadline - lasts, at = at, past = past,
       }
     end
 
@@ -191,7 +237,7 @@ local function machine(now_us, stored, owners, gives)
       local put = ''
       if letter then
         local mode = string.lower(letter)
-        put = format('|%s,%s%s,%.0f,%.0f', request or g.request, letter, g.label, deadline, g.since)
+        put = format('|%s,%s%s,%.0f,%.0f', request or g.request, letter, g.label, deadline, deadline - g.since)
         hold[mode] = hold[mode] + 1
       elseif g.label ~= '' then
         labels[g.request] = false
@@ -240,8 +286,8 @@ local function machine(now_us, stored, owners, gives)
           M.top_owner, M.top_mode, M.top_due = owner, mode, hold.due
         end
       end
-      if M.readers == 0 then
-        M.due = nil
+      if M.readers <= 0 and M.due then
+        M.readers, M.due = 0, FAR
       end
       hold.reads, hold.score, dirty[owner] = mode == 'r', hold.due, true
       if was_upgradable ~= (mode == 'u') then
@@ -393,10 +439,11 @@ local function machine(now_us, stored, owners, gives)
         M.sound(WAITERS, 'HLEN', any_marked or any_reads or any_queue)
       end
 
-      local pushed = M.reach > 0 and M.reach + RETENTION > M.gc
+      local pushed = M.reach > M.warm
       if pushed then
-        M.gc = M.reach + RETENTION + floor(RETENTION / 2)
+        M.warm = M.reach + floor(RETENTION / 2)
       end
+      local made_readers = M.due and was.due == 0
 
       if any_marked then
         local into, from = {}, {}
@@ -414,8 +461,11 @@ local function machine(now_us, stored, owners, gives)
         marked = {}
       end
 
-      if any_reads then
+      if any_reads or made_readers then
         local into, from = {}, {}
+        if made_readers then
+          into = { '+inf', '' }
+        end
         for owner, score in pairs(reads) do
           if score then
             into[#into + 1] = text(score)
@@ -474,11 +524,13 @@ local function machine(now_us, stored, owners, gives)
       local into, from = {}, {}
       for owner in pairs(dirty) do
         local hold = holds[owner]
-        if hold.list ~= '' then
+        if owner ~= M.top_owner and hold.list ~= '' and not M.is_lone(owner, hold) then
           into[#into + 1] = '@' .. owner
-          into[#into + 1] = format('%d,%d,%d,%.0f', hold.r, hold.u, hold.w, hold.due) .. hold.list
-        else
+          into[#into + 1] = hold.list
+          hold.recorded = true
+        elseif hold.recorded then
           from[#from + 1] = '@' .. owner
+          hold.recorded = nil
         end
       end
       dirty = {}
@@ -493,7 +545,7 @@ local function machine(now_us, stored, owners, gives)
         end
         labels = {}
       end
-      local top = M.top_owner and format('%s,%s,%.0f', M.top_mode, M.top_owner, M.top_due)
+      local top = M.top_owner and format('%s,%.0f,', M.top_mode, M.top_due) .. M.top_owner .. holds[M.top_owner].list
       if top ~= was.top then
         if top then
           into[#into + 1] = 'top'
@@ -503,25 +555,24 @@ local function machine(now_us, stored, owners, gives)
         end
         was.top = top
       end
-      local no_readers, none_waiting = was.readers == 0, was.waiting == 0
+      local none_waiting = was.waiting == 0
       M.put('fence', M.fence, into, from)
-      M.put('readers', M.readers, into, from)
       M.put('due', M.due or 0, into, from)
       M.put('waiting', M.waiting, into, from)
       M.put('ticket', M.ticket, into, from)
       M.put('marks', M.marks, into, from)
-      M.put('gc', M.gc, into, from)
+      M.put('warm', M.warm, into, from)
       M.wide('HSET', HASH, into)
       M.wide('HDEL', HASH, from)
 
       if pushed then
-        call('PEXPIREAT', HASH, text(M.gc))
+        call('PEXPIREAT', HASH, text(M.warm + RETENTION))
       end
-      local till = M.gc - 1
+      local till = M.warm + RETENTION - 1
       if any_marked or (pushed and M.marks > now) then
         call('PEXPIREAT', MARKS, text(till))
       end
-      if M.readers > 0 and (pushed or (no_readers and any_reads)) then
+      if M.due and (pushed or made_readers) then
         call('PEXPIREAT', READERS, text(till))
       end
       if M.waiting > 0 and (pushed or (none_waiting and any_queue)) then
@@ -563,10 +614,6 @@ local function machine(now_us, stored, owners, gives)
     function M.lapse()
       local late = M.due and M.due <= now
       local write_ended = false
-      if late then
-        typed[READERS] = true
-        M.readers = call('ZCARD', READERS)
-      end
       if M.top_owner and M.top_due <= now then
         write_ended = M.lapse_owner(M.top_owner)
       end
@@ -576,13 +623,13 @@ local function machine(now_us, stored, owners, gives)
         for _, owner in ipairs(gone) do
           M.lapse_owner(owner)
         end
-        local next_due = call('ZRANGEBYSCORE', READERS, '(' .. text(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-        M.due = tonumber(next_due) or huge
+        local next_due = call('ZRANGEBYSCORE', READERS, '(' .. text(now), '(inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+        M.due = tonumber(next_due) or FAR
         for _, score in pairs(reads) do
-          M.due = min(M.due, score or huge)
+          M.due = min(M.due, score or FAR)
         end
         if M.readers <= 0 then
-          M.readers, M.due = 0, nil
+          M.readers, M.due = 0, FAR
         end
       end
       return write_ended
@@ -782,8 +829,7 @@ local function machine(now_us, stored, owners, gives)
         if next(reads) then
           M.flush()
         end
-        typed[READERS] = true
-        due = min(due, tonumber(call('ZRANGE', READERS, 0, 0, 'WITHSCORES')[2]) or huge)
+        due = min(due, tonumber(call('ZRANGEBYSCORE', READERS, '-inf', '(inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]) or huge)
       end
       return due < huge and due or 0
     end
@@ -809,7 +855,8 @@ local function machine(now_us, stored, owners, gives)
     -- Granting ---------------------------------------------------------------------------------------------------
 
     -- Makes a request of `w` (request, owner, mode, upgrade_of, label) a granted one. Returns what takes it back.
-    function M.enter(w, lease)
+    -- `since`: unless it holds from now on.
+    function M.enter(w, lease, since)
       local hold = M.hold_of(w.owner)
       local before, deadline = M.strongest(hold), now + lease
       local undo = { request = w.request, owner = w.owner }
@@ -825,7 +872,8 @@ local function machine(now_us, stored, owners, gives)
         M.fence = max(M.fence + 1, now_us)
       end
       local has_label = w.label ~= ''
-      hold.list = hold.list .. format('|%s,%s%s,%.0f,%.0f', w.request, w.mode, has_label and '+' or '', deadline, now)
+      hold.list = hold.list
+        .. format('|%s,%s%s,%.0f,%.0f', w.request, w.mode, has_label and '+' or '', deadline, deadline - (since or now))
       hold[w.mode] = hold[w.mode] + 1
       hold.due = hold.due and min(hold.due, deadline)
       if has_label then
@@ -926,7 +974,7 @@ local function machine(now_us, stored, owners, gives)
             if from then
               M.unmark(from.request)
               hold.list = hold.list
-                .. format('|%s,%s%s,%.0f,%.0f', from.request, from.letter, from.label, from.deadline, from.since)
+                .. format('|%s,%s%s,%.0f,%.0f', from.request, from.letter, from.label, from.deadline, from.deadline - from.since)
               hold[from.mode] = hold[from.mode] + 1
               hold.due = nil
               if undo.label then
@@ -992,16 +1040,16 @@ local function machine(now_us, stored, owners, gives)
         of[1] = M.top_owner
       end
       if M.readers > 0 and limit > #of then
-        for _, owner in ipairs(call('ZRANGE', READERS, 0, limit - #of - 1)) do
+        for _, owner in ipairs(call('ZRANGEBYSCORE', READERS, '-inf', '(inf', 'LIMIT', 0, limit - #of)) do
           of[#of + 1] = owner
         end
       end
       M.load_holds(of)
       local fields = {}
       for _, owner in ipairs(of) do
-        for request, letter, label, deadline, since in gmatch(holds[owner].list, '|([^,]+),(%a)(%+?),(%d+),(%d+)') do
+        for request, letter, label, deadline, lasts in gmatch(holds[owner].list, '|([^,]+),(%a)(%+?),(%d+),(%d+)') do
           local mode = string.lower(letter)
-          rows[#rows + 1] = { request, owner, M.word_of(mode), tonumber(since), tonumber(deadline), letter == mode and 0 or 1, '' }
+          rows[#rows + 1] = { request, owner, M.word_of(mode), deadline - lasts, tonumber(deadline), letter == mode and 0 or 1, '' }
           if label ~= '' then
             labelled[#labelled + 1], fields[#fields + 1] = rows[#rows], '#' .. request
           end
@@ -1017,9 +1065,13 @@ local function machine(now_us, stored, owners, gives)
   end
   make()
 
-  for i, owner in ipairs(owners) do
-    M.keep_hold(owner, stored[8 + i])
+  if stored[2] then
+    local mode, due, owner, list = match(stored[2], '^(%l),(%d+),([^|]+)(.*)$')
+    M.top_mode, M.top_owner, M.top_due = mode, owner, tonumber(due)
+    M.keep_hold(owner, list)
   end
+  M.keep_holds(owners, stored, 7)
 
   return M
 end
+

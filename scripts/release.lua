@@ -1,56 +1,60 @@
 -- release: a request gives back what it was granted.
 --
--- Whoever can enter then is granted in this same step: a waiter wakes up holding.
+-- Whoever can enter then is granted in this same step: a waiter wakes up holding. Where nobody waits, nobody needs to know what time it
+-- is: what is still there is given back, also past its deadline.
 --
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request
---   8 owner
---   9 fence     the one it was granted with: a server that knows only smaller ones has lost data
---  10 again     1: sent before, answer unknown
---  11 mark      1: its acquisition was sent more than once; leave a mark if there is none, as a copy may still arrive
+--   1 call  2 settings: see prelude.lua
+--   3 request
+--   4 owner
+--   5 fence     the one it was granted with: a server that knows only smaller ones has lost data
+--   6 again     1: sent before, answer unknown
+--   7 mark      1: its acquisition was sent more than once; leave a mark if there is none, as a copy may still arrive
 -- Replies
 --   released
 --   not_held  lapsed, revoked, withdrawn, replaced, forgotten or unknown
+--             as text: the call, the word and this, with spaces between
 -- Wakes
 --   the next in line.
-local REQUEST, OWNER, FENCE, AGAIN, LEAVE_MARK = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10] == '1', ARGV[11] == '1'
+local REQUEST, OWNER, LEAVE_MARK = ARGV[3], ARGV[4], ARGV[7] == '1'
 
-local stored = redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER)
+local waiting, top, hold = unpack(redis.call('HMGET', HASH, 'waiting', 'top', '@' .. OWNER), 1, 3)
 
--- Nobody waits, nothing has lapsed, and this is all that the owner holds.
-do
-  local top, readers, due, waiting, hold = stored[2], stored[3], stored[4], stored[5], stored[9]
-  if
-    hold
-    and not (waiting or LEAVE_MARK)
-    and (not due or tonumber(due) > now)
-    and (not top or tonumber(string.match(top, '%d+$')) > now)
-  then
-    local request, letter = string.match(hold, '^[%d,]+|([^,]+),(%a)%+?,%d+,%d+$')
-    if request == REQUEST then
-      if letter ~= 'r' and letter ~= 'R' then
-        redis.call('HDEL', HASH, 'top', '@' .. OWNER, '#' .. REQUEST)
-      else
-        redis.call('ZREM', READERS, OWNER)
-        if readers == '1' then
-          redis.call('HDEL', HASH, 'readers', 'due', '@' .. OWNER, '#' .. REQUEST)
-        else
-          redis.call('HDEL', HASH, '@' .. OWNER, '#' .. REQUEST)
-          redis.call('HSET', HASH, 'readers', readers - 1)
-        end
-      end
-      return { CALL, now_us, 'released' }
+-- Nobody waits, and this is all that the owner holds, without a label.
+if not (waiting or LEAVE_MARK) then
+  if top then
+    local _, last = string.find(top, ',' .. OWNER .. '|' .. REQUEST .. ',', 1, true)
+    if last and string.find(top, '^%a,%d+,%d+$', last + 1) then
+      redis.call('HDEL', HASH, 'top')
+      return CALL .. ' released'
     end
+  end
+  if hold then
+    local _, last = string.find(hold, '|' .. REQUEST .. ',', 1, true)
+    if last == #REQUEST + 2 and string.find(hold, '^%a,%d+,%d+$', last + 1) then
+      redis.call('ZREM', READERS, OWNER)
+      redis.call('HDEL', HASH, '@' .. OWNER)
+      return CALL .. ' released'
+    end
+  elseif OWNER == REQUEST and redis.call('ZREM', READERS, OWNER) == 1 then
+    return CALL .. ' released'
   end
 end
 
+local FENCE, AGAIN = tonumber(ARGV[5]), ARGV[6] == '1'
+local now_us = clock()
+local stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER)
 local M = machine(now_us, stored, { OWNER }, true)
-local write_ended = M.lapse()
-local word, why = 'released', nil
 local g = M.granted(OWNER, REQUEST)
+local quiet = g and M.waiting == 0 and not LEAVE_MARK
+local write_ended = false
+if not quiet then
+  write_ended = M.lapse()
+  g = M.granted(OWNER, REQUEST)
+end
+local word, why = 'released', nil
 if g then
   write_ended = M.drop_granted(OWNER, g) or write_ended
 else
@@ -69,6 +73,6 @@ end
 M.advance(write_ended)
 M.flush()
 if word == 'released' then
-  return { CALL, now_us, 'released' }
+  return CALL .. ' ' .. word
 end
-return { CALL, now_us, 'not_held', why }
+return CALL .. ' ' .. word .. ' ' .. why

@@ -3,12 +3,12 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request   from here five for each request
---   8 owner
---   9 fence     as for a release
---  10 lease_ms
---  11 fixed     1: the lease counts from the grant; 0: from now
+--   1 call  2 settings: see prelude.lua
+--   3 request   from here five for each request
+--   4 owner
+--   5 fence     as for a release
+--   6 lease_ms
+--   7 fixed     1: the lease counts from the grant; 0: from now
 -- Replies
 --   renew     a row for each request:
 --   renewed   - deadline_ms
@@ -16,7 +16,7 @@
 -- Wakes
 --   only whoever can enter as a lease has lapsed.
 local renewals, owners, known, fields = {}, {}, {}, {}
-for i = 7, #ARGV, 5 do
+for i = 3, #ARGV, 5 do
   local owner = ARGV[i + 1]
   renewals[#renewals + 1] = {
     request = ARGV[i], owner = owner, fence = tonumber(ARGV[i + 2]), lease = tonumber(ARGV[i + 3]), fixed = ARGV[i + 4] == '1',
@@ -26,9 +26,10 @@ for i = 7, #ARGV, 5 do
   end
 end
 
+local now_us, now = clock()
 local M = machine(
   now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', unpack(fields)),
+  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', unpack(fields)),
   owners,
   true
 )

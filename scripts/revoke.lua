@@ -6,24 +6,25 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 owner   empty for all
---   8 granted_by_ms  what was granted later stays; 0 takes nothing, and only tells
+--   1 call  2 settings: see prelude.lua
+--   3 owner   empty for all
+--   4 granted_by_ms  what was granted later stays; 0 takes nothing, and only tells
 -- Replies
 --   revoke  how many requests are revoked and not yet given back, whoever revoked them, and when the last of them lapses (0 when
 --           there are none)
 -- Wakes
 --   nobody, but as any script whoever can enter as a lease has lapsed; it tells the clients of the revoked requests.
-local OWNER, GRANTED_BY = ARGV[7], tonumber(ARGV[8])
+local OWNER, GRANTED_BY = ARGV[3], tonumber(ARGV[4])
 
-local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket'), {}, true)
+local now_us = clock()
+local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket'), {}, true)
 local write_ended = M.lapse()
 local owners = { OWNER }
 if OWNER == '' then
   M.flush()
   owners = {}
   if M.readers > 0 then
-    owners = redis.call('ZRANGE', READERS, 0, -1)
+    owners = redis.call('ZRANGEBYSCORE', READERS, '-inf', '(inf')
   end
   if M.top_owner then
     table.insert(owners, 1, M.top_owner)
@@ -33,9 +34,9 @@ M.load_holds(owners)
 local clients, messages, count, last = {}, {}, 0, 0
 for _, owner in ipairs(owners) do
   local hold = M.hold_of(owner)
-  local list = string.gsub(hold.list, '|([^,]+),(%a)(%+?),(%d+),(%d+)', function(request, letter, label, deadline, since)
+  local list = string.gsub(hold.list, '|([^,]+),(%a)(%+?),(%d+),(%d+)', function(request, letter, label, deadline, lasts)
     local mode = letter
-    if tonumber(since) <= GRANTED_BY then
+    if deadline - lasts <= GRANTED_BY then
       mode = string.upper(letter)
       local client = string.match(request, '^[^.]*')
       if not messages[client] then
@@ -46,7 +47,7 @@ for _, owner in ipairs(owners) do
     if mode == string.upper(mode) then
       count, last = count + 1, math.max(last, tonumber(deadline))
     end
-    return string.format('|%s,%s%s,%s,%s', request, mode, label, deadline, since)
+    return string.format('|%s,%s%s,%s,%s', request, mode, label, deadline, lasts)
   end)
   if list ~= hold.list then
     hold.list = list

@@ -5,11 +5,11 @@
 -- KEYS
 --   1 HASH  2 READERS  3 QUEUE  4 WAITERS  5 MARKS: see prelude.lua
 -- ARGV
---   1 call  2 claim_ms  3 mark_ms  4 retention_ms  5 trust  6 channel: see prelude.lua
---   7 request
---   8 owner
---   9 blame   how many owners to name who are in the way; 0: none of it
---  10 upgrade_of  if it is granted already, it becomes this upgradable request again; empty for none
+--   1 call  2 settings: see prelude.lua
+--   3 request
+--   4 owner
+--   5 blame   how many owners to name who are in the way; 0: none of it
+--   6 upgrade_of  if it is granted already, it becomes this upgradable request again; empty for none
 -- Replies
 --   held      ahead, and with blame: fence, holders, waiters, rows of who holds
 --   queued    the same
@@ -17,11 +17,12 @@
 --             a row: request, owner, mode, since_ms, deadline_ms, revoked (1 or 0), label
 -- Wakes
 --   whoever can enter now that it has left.
-local REQUEST, OWNER, BLAME, UPGRADE_OF = ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local REQUEST, OWNER, BLAME, UPGRADE_OF = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 
+local now_us = clock()
 local M = machine(
   now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'readers', 'due', 'waiting', 'gc', 'marks', 'ticket', '@' .. OWNER),
+  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER),
   { OWNER },
   true
 )

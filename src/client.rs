@@ -190,7 +190,8 @@ impl Relatch {
         let name = Name::new(name)?;
         let core: &Core = &self.client;
         // The server's time now: who enters later is left alone, however often the call is sent.
-        let mut granted_by_ms = self.ask(&name, Operation::Inspect(0)).await?.now_us / 1000;
+        let now_us = self.ask(&name, Operation::Inspect(0)).await?.now_us;
+        let mut granted_by_ms = now_us.ok_or_else(unexpected)? / 1000;
         let mut taken = None;
         let mut rest = Duration::from_millis(1);
         loop {

@@ -18,7 +18,7 @@ use crate::backend::{Backend, Heard};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, LostCause};
-use crate::protocol::{ClientId, ClientInfo, Name, Push, RequestId, millis};
+use crate::protocol::{ClientId, ClientInfo, EPOCH_US, Name, Push, RequestId, millis};
 use crate::reaper::Reaper;
 use crate::waiters::Waiters;
 use crate::watchdog::{Watchdog, margin};
@@ -101,26 +101,42 @@ impl Core {
         Ok(Arc::new(Handle { core: self }))
     }
 
+    /// Numbered by the server's time, as far as it is known.
     pub(crate) fn next_request(&self) -> RequestId {
+        let time = *self.server_time.lock();
+        let now_us = time.map_or(0, |(sent, now_us)| {
+            now_us.saturating_add(micros(self.clock.now().since(sent)))
+        });
+        let made = now_us.saturating_sub(EPOCH_US);
+        let last = self
+            .requests
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(made.max(last + 1))
+            })
+            .unwrap_or_else(|last| last);
         RequestId {
             client: self.id,
-            number: self.requests.fetch_add(1, Ordering::Relaxed) + 1,
+            number: made.max(last + 1),
         }
     }
 
     // -- time ---------------------------------------------------------------------------------------------------
 
-    /// Every answer tells the server's time.
+    /// An answer tells the server's time.
     pub(crate) fn hear(&self, heard: &Heard) {
+        let Some(now_us) = heard.answer.now_us else { return };
         let mut time = self.server_time.lock();
         if time.is_none_or(|(sent, _)| sent <= heard.sent) {
-            *time = Some((heard.sent, heard.answer.now_us));
+            *time = Some((heard.sent, now_us));
         }
     }
 
     /// When a deadline of the server's has certainly not passed yet, on our clock.
     pub(crate) fn deadline(&self, heard: &Heard, deadline_ms: u64) -> Moment {
-        place(heard.sent, heard.answer.now_us, deadline_ms)
+        match heard.answer.now_us {
+            Some(now_us) => place(heard.sent, now_us, deadline_ms),
+            None => heard.sent,
+        }
     }
 
     /// The same for a deadline that came by a push: counted from the last answer before it, or from when what was granted
@@ -208,6 +224,10 @@ impl Core {
         ))
         .into()
     }
+}
+
+fn micros(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn place(sent: Moment, now_us: u64, deadline_ms: u64) -> Moment {

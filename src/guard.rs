@@ -205,7 +205,7 @@ impl Hold {
         let upgrading = Upgrading::new(self.held.clone());
         let outcome = tokio::select! {
             biased;
-            outcome = acquire(&client, &spec, self.owner()) => outcome,
+            outcome = acquire(&client, &spec, Some(self.owner())) => outcome,
             cause = self.held.lost(core) => Err(self.held.lost_error(cause)),
         };
         drop(upgrading);

@@ -283,12 +283,9 @@ impl<G: FromHold> IntoFuture for TryAcquire<G> {
 }
 
 impl Spec {
-    /// The owner is settled where the acquisition is awaited, not where it is polled.
-    fn owner(&self) -> Owner {
-        self.owner
-            .clone()
-            .or_else(Owner::current)
-            .unwrap_or_else(Owner::new)
+    /// The owner is settled where the acquisition is awaited, not where it is polled. Without one it gets one of its own.
+    fn owner(&self) -> Option<Owner> {
+        self.owner.clone().or_else(Owner::current)
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -394,13 +391,17 @@ impl Drop for Pending<'_> {
 }
 
 /// Acquires, one way or another. `None` when it does not wait and somebody is in the way.
-pub(crate) async fn acquire(client: &Arc<Handle>, spec: &Spec, owner: Owner) -> Result<Option<Hold>, Error> {
+pub(crate) async fn acquire(
+    client: &Arc<Handle>,
+    spec: &Spec,
+    mut owner: Option<Owner>,
+) -> Result<Option<Hold>, Error> {
     spec.check()?;
     let core: &Core = client;
     let begun = core.clock.now();
     let deadline = spec.timeout.map_or(Moment::FAR, |timeout| begun.plus(timeout));
     loop {
-        match attempt(core, spec, &owner, begun, deadline).await? {
+        match attempt(core, spec, &mut owner, begun, deadline).await? {
             Attempt::Granted(held) => return Ok(Some(Hold::new(client.clone(), held))),
             Attempt::Busy => return Ok(None),
             // What was granted ended before we heard of it: that request is spent, a new one is made.
@@ -427,7 +428,7 @@ enum Attempt {
 async fn attempt(
     core: &Core,
     spec: &Spec,
-    owner: &Owner,
+    owner: &mut Option<Owner>,
     begun: Moment,
     deadline: Moment,
 ) -> Result<Attempt, Error> {
@@ -435,8 +436,10 @@ async fn attempt(
         return Err(ErrorKind::Closed.into());
     }
     let keep = spec.keep(core);
+    let request = core.next_request();
+    let owner = owner.get_or_insert_with(|| Owner::from_id(OwnerId::of(request)));
     let member = Member {
-        request: core.next_request(),
+        request,
         owner: owner.id(),
     };
     let wanted = Wanted {

@@ -110,7 +110,7 @@ impl FromStr for Mode {
     }
 }
 
-/// Who re-enters. A UUID; 22 characters of base64url on a server.
+/// Who re-enters. A UUID. On a server 22 characters of base64url, or, if it was made for a request, that request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct OwnerId(pub(crate) Uuid);
@@ -120,14 +120,42 @@ impl OwnerId {
         Self(Uuid::new_v4())
     }
 
-    /// As on a server.
-    pub(crate) fn wire(self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0.as_bytes())
+    /// The owner that is made for a request without one: a UUID of version 8, in which the request is written. A server then needs to know one of the
+    /// two.
+    pub(crate) fn of(request: RequestId) -> Self {
+        Self(Uuid::from_u64_pair(
+            request.client.0,
+            VARIANT | (request.number & !VARIANT_BITS),
+        ))
     }
 
+    /// The request that it was made for, if it was.
+    fn request(self) -> Option<RequestId> {
+        let (client, number) = self.0.as_u64_pair();
+        (client & VERSION_BITS == VERSION && number & VARIANT_BITS == VARIANT).then_some(RequestId {
+            client: ClientId(client),
+            number: number & !VARIANT_BITS,
+        })
+    }
+
+    /// As on a server.
+    pub(crate) fn wire(self) -> String {
+        match self.request() {
+            Some(request) => request.wire(),
+            None => URL_SAFE_NO_PAD.encode(self.0.as_bytes()),
+        }
+    }
+
+    /// Only what [`wire`](Self::wire) writes: an owner has one form on a server.
     pub(crate) fn from_wire(text: &str) -> Option<Self> {
+        if text.contains('.') {
+            let request = RequestId::from_wire(text)?;
+            let owner = Self::of(request);
+            return (owner.request() == Some(request)).then_some(owner);
+        }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        Some(Self(Uuid::from_slice(&bytes).ok()?))
+        let owner = Self(Uuid::from_slice(&bytes).ok()?);
+        owner.request().is_none().then_some(owner)
     }
 }
 
@@ -137,13 +165,20 @@ impl fmt::Debug for OwnerId {
     }
 }
 
-/// One client of a backend: 64 random bits; 11 characters of base64url on a server.
+/// Where a UUID says its version, in its first half, and its variant, in its second (RFC 9562).
+const VERSION_BITS: u64 = 0xf000;
+const VERSION: u64 = 0x8000;
+const VARIANT_BITS: u64 = 0b11 << 62;
+const VARIANT: u64 = 0b10 << 62;
+
+/// One client of a backend: 60 random bits, and four that make it the first half of a UUID; 11 characters of base64url on a server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ClientId(pub(crate) u64);
 
 impl ClientId {
     pub(crate) fn random() -> Self {
-        Self(Uuid::new_v4().as_u64_pair().1 ^ Uuid::new_v4().as_u64_pair().0.rotate_left(32))
+        let random = Uuid::new_v4().as_u64_pair().1 ^ Uuid::new_v4().as_u64_pair().0.rotate_left(32);
+        Self(random & !VERSION_BITS | VERSION)
     }
 
     pub(crate) fn wire(self) -> String {
@@ -168,14 +203,24 @@ impl fmt::Debug for ClientId {
     }
 }
 
+/// Times in tickets and requests are microseconds from here (2025-01-01), so that four bands of tickets fit into a double until 2096.
+pub(crate) const EPOCH_US: u64 = 1_735_689_600_000_000;
+
 /// One acquisition. `<client>.<number>` on a server, so that whoever grants it knows whom to tell.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RequestId {
     pub(crate) client: ClientId,
+    /// Grows with every request of a client. When it was made, in microseconds of the server's after [`EPOCH_US`], as far as the client knows
+    /// the server's time.
     pub(crate) number: u64,
 }
 
 impl RequestId {
+    /// When it was made, if its client knew the time.
+    pub(crate) fn made_us(self) -> u64 {
+        self.number.saturating_add(EPOCH_US)
+    }
+
     pub(crate) fn wire(self) -> String {
         format!("{}.{}", self.client.wire(), self.number)
     }
@@ -300,10 +345,10 @@ pub(crate) struct Revoke {
     pub(crate) granted_by_ms: u64,
 }
 
-/// A reply, and the server's time when it was made, in microseconds since 1970.
+/// A reply, and the server's time when it was made, in microseconds since 1970; only a release, for whose reply it means nothing, does not tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) now_us: u64,
+    pub(crate) now_us: Option<u64>,
     pub(crate) reply: Reply,
 }
 

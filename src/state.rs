@@ -44,13 +44,13 @@ mod explore;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::protocol::{
-    Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Ending, Grant, HeldRow, Member, Mode,
-    Operation, OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke,
+    Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, EPOCH_US, Ending, Grant, HeldRow, Member,
+    Mode, Operation, OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke,
     Revoking, Snapshot, WaitRow, Withdraw, Withdrawn, WithdrawnFrom,
 };
 
-/// Tickets count microseconds from here (2025-01-01), so that four bands of them fit into a double until 2096.
-pub(crate) const TICKET_EPOCH_US: u64 = 1_735_689_600_000_000;
+/// How old a lone reader's request may be to tell by itself since when it holds.
+const FRESH_US: u64 = 1_000_000;
 /// How many holders a blame names.
 pub(crate) const BLAME_ROWS: usize = 4;
 
@@ -154,7 +154,7 @@ impl LockState {
     /// One step. Replies, and tells the clients that were given something or must give something back.
     pub(crate) fn apply(&mut self, call: &Operation, cx: &Context<'_>) -> (Answer, Vec<(ClientId, Push)>) {
         let mut pushes = Pushes::default();
-        let freed = self.lapse(cx);
+        let freed = !self.is_quiet(call) && self.lapse(cx);
         let reply = match call {
             Operation::Acquire(op) => Reply::Acquire(self.acquire(op, freed, cx, &mut pushes)),
             Operation::Release(op) => Reply::Release(self.release(op, freed, cx, &mut pushes)),
@@ -177,10 +177,17 @@ impl LockState {
             }
         };
         let answer = Answer {
-            now_us: cx.now_us,
+            now_us: (!matches!(call, Operation::Release(_))).then_some(cx.now_us),
             reply,
         };
         (answer, pushes.into_messages(cx.now_us))
+    }
+
+    /// A release of what is still there, that nobody waits for: nobody needs to know what time it is. So it may give back what nobody else
+    /// could have had, although its lease has run out.
+    fn is_quiet(&self, call: &Operation) -> bool {
+        matches!(call, Operation::Release(op)
+            if self.queue.is_empty() && !op.mark && self.granted(op.owner, op.request).is_some())
     }
 
     // -- time ---------------------------------------------------------------------------------------------------
@@ -361,7 +368,7 @@ impl LockState {
         let ticket = if op.ticket > 0 {
             op.ticket
         } else {
-            (self.last_ticket + 1).max(cx.now_us.saturating_sub(TICKET_EPOCH_US))
+            (self.last_ticket + 1).max(cx.now_us.saturating_sub(EPOCH_US))
         };
         self.last_ticket = self.last_ticket.max(ticket);
         self.queue.insert((band, ticket, op.request), op.owner);
@@ -497,6 +504,7 @@ impl LockState {
                 owner: waiter.owner,
                 mode: waiter.mode,
                 lease_ms,
+                since_ms: now_ms(cx),
                 upgrade_of: waiter.upgrade_of,
                 label: waiter.label,
             },
@@ -505,10 +513,9 @@ impl LockState {
     }
 
     fn enter(&mut self, new: Entering, cx: &Context<'_>) -> Undo {
-        let now = now_ms(cx);
         let before = self.holds.get(&new.owner).cloned().unwrap_or_default();
         let mut hold = before.clone();
-        let mut deadline_ms = now + new.lease_ms;
+        let mut deadline_ms = now_ms(cx) + new.lease_ms;
         if let Some(from) = new.upgrade_of
             && let Some(at) = hold.iter().position(|g| g.request == from)
         {
@@ -522,7 +529,7 @@ impl LockState {
             request: new.request,
             mode: new.mode,
             deadline_ms,
-            since_ms: now,
+            since_ms: new.since_ms,
             revoked: false,
             label: new.label,
         });
@@ -623,6 +630,7 @@ impl LockState {
                     owner: op.owner,
                     mode: op.mode,
                     lease_ms: op.lease_ms,
+                    since_ms: self.since(op, cx),
                     upgrade_of: op.upgrade_of,
                     label: op.label.clone(),
                 },
@@ -654,6 +662,21 @@ impl LockState {
         Acquired::Queued {
             ticket,
             wake_ms: self.wake_ms(op.request),
+        }
+    }
+
+    /// Since when a request holds that enters at once. One that its owner was made for, and that only reads, tells it by itself: all that need be
+    /// stored of it is its id and its deadline.
+    fn since(&self, op: &Acquire, cx: &Context<'_>) -> u64 {
+        let made_us = op.request.made_us();
+        let lone = op.mode == Mode::Read
+            && op.owner == OwnerId::of(op.request)
+            && op.label.is_empty()
+            && !self.holds.contains_key(&op.owner);
+        if lone && made_us <= cx.now_us && cx.now_us - made_us <= FRESH_US {
+            made_us / 1000
+        } else {
+            now_ms(cx)
         }
     }
 
@@ -896,7 +919,7 @@ impl LockState {
                     request: *request,
                     owner: waiter.owner,
                     mode: waiter.mode,
-                    since_ms: (ticket + TICKET_EPOCH_US) / 1000,
+                    since_ms: (ticket + EPOCH_US) / 1000,
                     label: waiter.label.clone(),
                 }
             })
@@ -939,6 +962,7 @@ struct Entering {
     owner: OwnerId,
     mode: Mode,
     lease_ms: u64,
+    since_ms: u64,
     upgrade_of: Option<RequestId>,
     label: String,
 }

@@ -138,8 +138,10 @@ impl Waiters {
         let now = core.clock.now();
         // Counted from when it was asked: the server counts its sign of life from not long after.
         let mut poll_at = heard.sent.plus(core.config.claim / 3).max(now.plus(LATER));
-        if wake_ms > 0 {
-            let left = wake_ms.saturating_mul(1000).saturating_sub(heard.answer.now_us);
+        if let Some(now_us) = heard.answer.now_us
+            && wake_ms > 0
+        {
+            let left = wake_ms.saturating_mul(1000).saturating_sub(now_us);
             // A moment later than the lease ends there, as seen from here; never in a tight loop.
             let wake = now.plus(Duration::from_micros(left) + LATER);
             poll_at = poll_at.min(wake);

@@ -160,7 +160,7 @@ async fn revoking_a_stranger_leaves_the_holder_renewed() {
 }
 
 #[tokio::test]
-async fn every_key_expires_and_an_idle_name_keeps_its_fence_alone() {
+async fn every_key_expires_and_an_idle_name_keeps_its_fence_and_nothing_that_grows() {
     let server = RedisServer::start();
     let (a, b) = (calm(&server).await, calm(&server).await);
     let held = lock(&a).write().label("label").await.unwrap();
@@ -190,11 +190,19 @@ async fn every_key_expires_and_an_idle_name_keeps_its_fence_alone() {
         .into_iter()
         .filter(|key| !key.starts_with("relatch:1:client:"))
         .collect();
-    assert_eq!(locks, ["relatch:1:{it}", "relatch:1:{it}:marks"]);
+    assert_eq!(
+        locks,
+        ["relatch:1:{it}", "relatch:1:{it}:marks", "relatch:1:{it}:readers"]
+    );
+    // What keeps its TTL.
+    assert_eq!(
+        server.reply(&["ZCARD", "relatch:1:{it}:readers"]).integer(),
+        Some(1)
+    );
     let fields = server.reply(&["HKEYS", "relatch:1:{it}"]);
     for field in fields.items().iter().map(support::Reply::text) {
         assert!(
-            ["fence", "ticket", "marks", "gc"].contains(&field.as_str()),
+            ["fence", "due", "ticket", "marks", "warm"].contains(&field.as_str()),
             "{field}"
         );
     }

@@ -422,7 +422,13 @@ impl Client {
             name: Name::new(NAME).expect("a name"),
             operation: Operation::Inspect(0),
         };
-        self.wire.apply(&call).expect("an answer").answer.now_us / 1000
+        self.wire
+            .apply(&call)
+            .expect("an answer")
+            .answer
+            .now_us
+            .expect("a time")
+            / 1000
     }
 
     /// Gives back behind its holder's back.

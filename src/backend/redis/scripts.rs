@@ -137,26 +137,30 @@ fn text(value: impl ToString) -> Vec<u8> {
 
 /// `trust`: whether PUBLISH on this server counts everybody who hears.
 pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
-    let mut args = vec![
-        text(call_id),
-        text(tuning.claim_ms),
-        text(tuning.mark_ms),
-        text(tuning.retention_ms),
-        flag(trust),
-        text(CHANNEL),
-    ];
+    let settings = format!(
+        "{} {} {} {} {CHANNEL}",
+        tuning.claim_ms,
+        tuning.mark_ms,
+        tuning.retention_ms,
+        u8::from(trust)
+    );
+    let mut args = vec![text(call_id), settings.into_bytes()];
     let script = match &call.operation {
         Operation::Acquire(op) => {
             args.extend([
                 text(op.request),
                 text(op.owner.wire()),
-                text(op.mode),
-                flag(op.wait),
+                op.mode.as_str().as_bytes()[..1].to_vec(),
                 text(op.lease_ms),
-                text(op.ticket),
-                op.upgrade_of.map(text).unwrap_or_default(),
-                text(&op.label),
+                flag(op.wait),
             ]);
+            if op.ticket > 0 || op.upgrade_of.is_some() || !op.label.is_empty() {
+                args.extend([
+                    text(op.ticket),
+                    op.upgrade_of.map(text).unwrap_or_default(),
+                    text(&op.label),
+                ]);
+            }
             &ACQUIRE
         }
         Operation::Release(op) => {
@@ -263,6 +267,38 @@ fn instead(wanted: &str, came: &dyn fmt::Debug) -> Malformed {
         came.push('…');
     }
     Malformed::Content(format!("{wanted} expected, {came} came"))
+}
+
+/// The words of a reply that is text, taken one by one.
+struct Words<'a>(std::str::Split<'a, char>);
+
+impl<'a> Words<'a> {
+    fn word(&mut self, what: &str) -> Decoded<&'a str> {
+        self.0
+            .next()
+            .ok_or_else(|| Malformed::Content(format!("{what} expected, the reply ended")))
+    }
+
+    fn number(&mut self, what: &str) -> Decoded<u64> {
+        let word = self.word(what)?;
+        let plain = word.bytes().all(|byte| byte.is_ascii_digit());
+        word.parse()
+            .ok()
+            .filter(|_| plain)
+            .ok_or_else(|| instead(what, &word))
+    }
+
+    fn ending(&mut self) -> Decoded<Ending> {
+        let word = self.word("an ending")?;
+        Ending::from_wire(word).ok_or_else(|| instead("an ending", &word))
+    }
+
+    fn end<T>(mut self, value: T) -> Decoded<T> {
+        match self.0.next() {
+            None => Ok(value),
+            Some(more) => Err(instead("the end of a reply", &more)),
+        }
+    }
 }
 
 /// The fields of a reply or of a row in it, taken one by one.
@@ -378,27 +414,65 @@ impl Fields {
 
 /// The answer to `call`, which was sent as `call_id`.
 pub(super) fn decode(call: &Call, call_id: u64, value: Value) -> Decoded<Answer> {
-    let mut fields = Fields::of(value, "a script's reply")?;
-    let answered = fields.text("a call's id")?;
-    if answered != call_id.to_string() {
-        return Err(Malformed::CallId {
-            asked: call_id,
-            answered,
-        });
+    match &call.operation {
+        Operation::Acquire(_) | Operation::Release(_) => decode_text(call, call_id, value),
+        _ => decode_fields(call, call_id, value),
     }
+}
+
+fn check_call_id(asked: u64, answered: &str) -> Decoded<()> {
+    if answered == asked.to_string() {
+        Ok(())
+    } else {
+        Err(Malformed::CallId {
+            asked,
+            answered: answered.chars().take(40).collect(),
+        })
+    }
+}
+
+/// What is asked most is answered as text, which costs a server less than fields.
+fn decode_text(call: &Call, call_id: u64, value: Value) -> Decoded<Answer> {
+    let Value::BulkString(text) = value else {
+        return Err(instead("a script's reply", &value));
+    };
+    let text = String::from_utf8(text).map_err(|error| instead("a script's reply", &error.into_bytes()))?;
+    let mut words = Words(text.split(' '));
+    check_call_id(call_id, words.word("a call's id")?)?;
+    let word = words.word("a word")?;
+    let mut now_us = None;
+    let reply = match (&call.operation, word) {
+        (Operation::Release(_), "released") => Reply::Release(Released::Released),
+        (Operation::Release(_), "not_held") => Reply::Release(Released::NotHeld(words.ending()?)),
+        (Operation::Acquire(_), word) => {
+            now_us = Some(words.number("a time")?);
+            Reply::Acquire(match word {
+                "granted" => Acquired::Granted(Grant {
+                    fence: words.number("a fence")?,
+                    deadline_ms: words.number("a deadline")?,
+                    depth: words.number("a depth")?,
+                }),
+                "queued" => Acquired::Queued {
+                    ticket: words.number("a ticket")?,
+                    wake_ms: words.number("a time")?,
+                },
+                "busy" => Acquired::Busy,
+                "refused" => Acquired::Refused,
+                "ended" => Acquired::Ended(words.ending()?),
+                _ => return Err(instead("a reply to this call", &word)),
+            })
+        }
+        _ => return Err(instead("a reply to this call", &word)),
+    };
+    words.end(Answer { now_us, reply })
+}
+
+fn decode_fields(call: &Call, call_id: u64, value: Value) -> Decoded<Answer> {
+    let mut fields = Fields::of(value, "a script's reply")?;
+    check_call_id(call_id, &fields.text("a call's id")?)?;
     let now_us = fields.number("a time")?;
     let word = fields.text("a word")?;
     let reply = match (&call.operation, word.as_str()) {
-        (Operation::Acquire(_), "granted") => Reply::Acquire(Acquired::Granted(fields.grant()?)),
-        (Operation::Acquire(_), "queued") => Reply::Acquire(Acquired::Queued {
-            ticket: fields.number("a ticket")?,
-            wake_ms: fields.number("a time")?,
-        }),
-        (Operation::Acquire(_), "busy") => Reply::Acquire(Acquired::Busy),
-        (Operation::Acquire(_), "refused") => Reply::Acquire(Acquired::Refused),
-        (Operation::Acquire(_), "ended") => Reply::Acquire(Acquired::Ended(fields.ending()?)),
-        (Operation::Release(_), "released") => Reply::Release(Released::Released),
-        (Operation::Release(_), "not_held") => Reply::Release(Released::NotHeld(fields.ending()?)),
         (Operation::Downgrade(_), "downgraded") => Reply::Downgrade(Downgraded::Downgraded(fields.grant()?)),
         (Operation::Downgrade(_), "not_held") => Reply::Downgrade(Downgraded::NotHeld(fields.ending()?)),
         (Operation::Renew(asked), "renew") => {
@@ -451,7 +525,10 @@ pub(super) fn decode(call: &Call, call_id: u64, value: Value) -> Decoded<Answer>
         }),
         _ => return Err(instead("a reply to this call", &word)),
     };
-    fields.end(Answer { now_us, reply })
+    fields.end(Answer {
+        now_us: Some(now_us),
+        reply,
+    })
 }
 
 fn as_many<T>(asked: usize, rows: Vec<T>) -> Decoded<Vec<T>> {

@@ -601,7 +601,11 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
             }
         }
         (Operation::Release(op), Reply::Release(reply)) => {
-            let held = step.before.past(op.request).is_some_and(held_before);
+            let quiet = step.before.state.is_quiet(&said.operation);
+            let held = step
+                .before
+                .past(op.request)
+                .is_some_and(|p| held_before(p) || (quiet && p.is_held()));
             let fits = match reply {
                 Released::Released => held || op.again,
                 Released::NotHeld(_) => !held,

@@ -3,7 +3,7 @@
 //! The ghost never looks into the state, with one exception: a request whose place in line may be lost (its client was deaf, or gave no
 //! sign of life for a claim) is taken as passed over when it is not in line any more.
 
-use super::super::{Context, LockState, TICKET_EPOCH_US, Tuning};
+use super::super::{Context, EPOCH_US, LockState, Tuning};
 use crate::protocol::{
     Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Grant, Member, Mode, Operation, OwnerId,
     Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke, Withdraw, WithdrawnFrom,
@@ -16,7 +16,7 @@ pub(super) const TUNING: Tuning = Tuning {
     retention_ms: 1000,
 };
 pub(super) const LEASE_MS: u64 = 4;
-const START_MS: u64 = TICKET_EPOCH_US / 1000 + 1_000_000;
+const START_MS: u64 = EPOCH_US / 1000 + 1_000_000;
 
 /// The rules under test: [`LockState::apply`], or a mutant of it.
 pub(super) type Machine = fn(&mut LockState, &Operation, &Context<'_>) -> (Answer, Vec<(ClientId, Push)>);
@@ -437,12 +437,14 @@ impl World {
             }
         }
         if let Some(said) = said {
-            self.stale = false;
+            // A release that nobody waits for looks at nothing else.
+            let quiet = before.state.is_quiet(&said.operation);
+            self.stale &= quiet;
             let now_ms = self.now_ms;
             for p in self
                 .pasts
                 .iter_mut()
-                .filter(|p| p.is_held() && p.deadline_ms <= now_ms)
+                .filter(|p| !quiet && p.is_held() && p.deadline_ms <= now_ms)
             {
                 p.end(if p.revoked { Why::Revoked } else { Why::Lapsed }, true, now_ms);
             }

@@ -235,7 +235,7 @@ fn queued(state: &mut LockState, operation: &Operation, band: Band, cx: &Context
     let reply = Reply::Acquire(Acquired::Queued { ticket, wake_ms: 0 });
     Some((
         Answer {
-            now_us: cx.now_us,
+            now_us: Some(cx.now_us),
             reply,
         },
         Vec::new(),
@@ -285,7 +285,7 @@ fn reads_while_it_waits_for_more(state: &mut LockState, operation: &Operation, c
             .waiting_of
             .extend(waiting.map(|waiting| (op.owner, waiting)));
         let answer = Answer {
-            now_us: cx.now_us,
+            now_us: Some(cx.now_us),
             reply,
         };
         return (answer, pushes.into_messages(cx.now_us));
@@ -307,7 +307,7 @@ fn released(state: &mut LockState, operation: &Operation, cx: &Context<'_>, adva
     let reply = Reply::Release(Released::Released);
     Some((
         Answer {
-            now_us: cx.now_us,
+            now_us: Some(cx.now_us),
             reply,
         },
         pushes.into_messages(cx.now_us),
