@@ -22,6 +22,7 @@ pub mod resp;
 mod server;
 mod wait;
 
+pub use background::Background;
 pub use child::ChildProcess;
 pub use fake::FakeServer;
 pub use proxy::{Connections, Direction, Proxy};
