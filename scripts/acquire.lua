@@ -51,14 +51,15 @@ do
         and not (top and string.find(top, ',' .. OWNER .. '|', 1, true))
       then
         till = string.format('%.0f', deadline)
-        local made_us = OWNER == REQUEST and string.match(REQUEST, '%d+$') + EPOCH_US
-        local since = now
-        if made_us and made_us <= now_us and now_us - made_us <= 1000000 then
-          since = nil
+        local lone
+        if OWNER == REQUEST then
+          local made_us = string.match(REQUEST, '%d+$') + EPOCH_US
+          local made = (made_us - made_us % 1000) / 1000
+          lone = made <= now and now - made <= FRESH
         end
         if redis.call('ZADD', READERS, 'NX', till, OWNER) == 0 then
           till = nil -- a copy
-        elseif since then
+        elseif not lone then
           redis.call('HSET', HASH, '@' .. OWNER, '|' .. REQUEST .. ',r,' .. till .. ',' .. LEASE)
         end
         if till and deadline < tonumber(due) then
@@ -67,7 +68,10 @@ do
       end
     elseif not top then
       local read = due and due ~= FAR -- or they have left, and nobody has looked since
-      local shared = read and MODE == 'u' and tonumber(due) > now and (OWNER == REQUEST or not string.find(OWNER, '.', 1, true))
+      local shared = read and MODE == 'u' and tonumber(due) > now
+      if shared and string.find(OWNER, '.', 1, true) then
+        shared = not redis.call('ZSCORE', READERS, OWNER)
+      end
       if not read or shared or redis.call('ZCOUNT', READERS, '-inf', '(inf') == 0 then
         till = string.format('%.0f', deadline)
         if MODE == 'w' then
@@ -150,8 +154,8 @@ if at_once then
   local since
   if MODE == 'r' and OWNER == REQUEST and LABEL == '' and not held then
     -- It tells by itself since when it holds, as near as it matters.
-    local made_us = M.made(REQUEST)
-    since = made_us <= now_us and now_us - made_us <= 1000000 and math.floor(made_us / 1000)
+    local made = M.made(REQUEST)
+    since = made <= now and now - made <= FRESH and made
   end
   M.enter({ request = REQUEST, owner = OWNER, mode = MODE, upgrade_of = UPGRADE_OF, label = LABEL }, LEASE, since)
   M.siblings(OWNER, batch)

@@ -55,6 +55,7 @@ local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local CALL = ARGV[1]
 local FAR = '9007199254740991'
 local EPOCH_US = 1735689600000000 -- tickets and requests are numbered by microseconds from here
+local FRESH = 1000 -- how many milliseconds old a lone reader's request may be to tell by itself since when it holds
 
 -- Microseconds, milliseconds.
 local function clock()
@@ -150,9 +151,9 @@ local function machine(now_us, stored, owners, gives)
       holds[owner] = hold
     end
 
-    -- Since when a request has been held that tells it by itself.
+    -- When a request was made, by its number, in milliseconds.
     function M.made(request)
-      return tonumber(match(request, '%.(%d+)$')) + EPOCH_US
+      return floor((match(request, '%.(%d+)$') + EPOCH_US) / 1000)
     end
 
     -- Keeps what was found of these owners in HASH; of those of whom there is nothing, what READERS tells.
@@ -176,8 +177,7 @@ local function machine(now_us, stored, owners, gives)
         local scores = call('ZMSCORE', READERS, unpack(lone, at, last))
         for i = at, last do
           local score = tonumber(scores[i - at + 1])
-          local since = score and floor(M.made(lone[i]) / 1000)
-          M.keep_hold(lone[i], score and format('|%s,r,%.0f,%.0f', lone[i], score, score - since) or '')
+          M.keep_hold(lone[i], score and format('|%s,r,%.0f,%.0f', lone[i], score, score - M.made(lone[i])) or '')
         end
       end
     end
@@ -187,7 +187,7 @@ local function machine(now_us, stored, owners, gives)
       local deadline, lasts = match(hold.list, '^|[^,]+,r,(%d+),(%d+)$')
       return deadline
         and hold.list == '|' .. owner .. ',r,' .. deadline .. ',' .. lasts
-        and deadline - lasts == floor(M.made(owner) / 1000)
+        and deadline - lasts == M.made(owner)
     end
 
     function M.load_holds(of)
@@ -376,7 +376,6 @@ local function machine(now_us, stored, owners, gives)
 
     -- Writing ----------------------------------------------------------------------------------------------------
 
-
     function M.write(...)
       if written or not gives then
         written = true
@@ -443,7 +442,8 @@ local function machine(now_us, stored, owners, gives)
       if pushed then
         M.warm = M.reach + floor(RETENTION / 2)
       end
-      local made_readers = M.due and was.due == 0
+      -- Also when it is there: somebody may have deleted it.
+      local keeps_readers = M.due and (pushed or was.due == 0)
 
       if any_marked then
         local into, from = {}, {}
@@ -461,9 +461,9 @@ local function machine(now_us, stored, owners, gives)
         marked = {}
       end
 
-      if any_reads or made_readers then
+      if any_reads or keeps_readers then
         local into, from = {}, {}
-        if made_readers then
+        if keeps_readers then
           into = { '+inf', '' }
         end
         for owner, score in pairs(reads) do
@@ -572,7 +572,7 @@ local function machine(now_us, stored, owners, gives)
       if any_marked or (pushed and M.marks > now) then
         call('PEXPIREAT', MARKS, text(till))
       end
-      if M.due and (pushed or made_readers) then
+      if keeps_readers then
         call('PEXPIREAT', READERS, text(till))
       end
       if M.waiting > 0 and (pushed or (none_waiting and any_queue)) then
@@ -585,14 +585,6 @@ local function machine(now_us, stored, owners, gives)
 
     function M.lapse_owner(owner)
       local hold, kept = M.hold_of(owner), {}
-      if hold.list == '' then
-        -- An owner without a hold: somebody deleted a key or a field.
-        if M.top_owner == owner then
-          return M.settle_owner(owner)
-        end
-        reads[owner], M.readers = false, M.readers - 1
-        return false
-      end
       for all, request, letter, label, deadline in gmatch(hold.list, '(|([^,]+),(%a)(%+?),(%d+),%d+)') do
         if tonumber(deadline) <= now then
           local mode = string.lower(letter)
@@ -621,7 +613,11 @@ local function machine(now_us, stored, owners, gives)
         local gone = call('ZRANGEBYSCORE', READERS, '-inf', text(now))
         M.load_holds(gone)
         for _, owner in ipairs(gone) do
-          M.lapse_owner(owner)
+          if holds[owner].reads then
+            M.lapse_owner(owner)
+          else
+            reads[owner], M.readers = false, M.readers - 1 -- somebody deleted a key or a field
+          end
         end
         local next_due = call('ZRANGEBYSCORE', READERS, '(' .. text(now), '(inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
         M.due = tonumber(next_due) or FAR
@@ -774,12 +770,15 @@ local function machine(now_us, stored, owners, gives)
     end
 
     -- Does this owner also wait for more than to read? Its reads then enter with that, not before: two owners that each read already
-    -- and wait to write would wait for each other.
+    -- and wait to write would wait for each other. Drops the dead ones it meets: they must not come back to life behind such a read.
     function M.waits_for_more(owner)
       for _, request in ipairs(M.waiting_of(owner)) do
         local w = waiters[request]
-        if w and w.mode ~= 'r' and M.is_live(w) then
-          return true
+        if w and w.mode ~= 'r' then
+          if M.is_live(w) then
+            return true
+          end
+          M.leave(request)
         end
       end
       return false

@@ -20,7 +20,7 @@
 --   the next in line.
 local REQUEST, OWNER, LEAVE_MARK = ARGV[3], ARGV[4], ARGV[7] == '1'
 
-local waiting, top, hold = unpack(redis.call('HMGET', HASH, 'waiting', 'top', '@' .. OWNER), 1, 3)
+local waiting, top, hold, due = unpack(redis.call('HMGET', HASH, 'waiting', 'top', '@' .. OWNER, 'due'), 1, 4)
 
 -- Nobody waits, and this is all that the owner holds, without a label.
 if not (waiting or LEAVE_MARK) then
@@ -38,7 +38,7 @@ if not (waiting or LEAVE_MARK) then
       redis.call('HDEL', HASH, '@' .. OWNER)
       return CALL .. ' released'
     end
-  elseif OWNER == REQUEST and redis.call('ZREM', READERS, OWNER) == 1 then
+  elseif due and OWNER == REQUEST and redis.call('ZREM', READERS, OWNER) == 1 then
     return CALL .. ' released'
   end
 end

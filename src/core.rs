@@ -32,10 +32,19 @@ pub(crate) struct Core {
     pub(crate) watchdog: Watchdog,
     pub(crate) reaper: Reaper,
     requests: AtomicU64,
-    /// The server's time, and a moment that was certainly before it, from the last answer.
-    server_time: Mutex<Option<(Moment, u64)>>,
+    server_time: Mutex<Option<ServerTime>>,
     ending: AtomicBool,
     ended: watch::Sender<bool>,
+}
+
+/// The server's time in microseconds, from the last answer.
+#[derive(Clone, Copy)]
+struct ServerTime {
+    now_us: u64,
+    /// When it was certainly not that late yet.
+    sent: Moment,
+    /// When it was certainly that late.
+    heard: Moment,
 }
 
 /// Keeps a client going. The last one to be dropped ends it.
@@ -101,11 +110,12 @@ impl Core {
         Ok(Arc::new(Handle { core: self }))
     }
 
-    /// Numbered by the server's time, as far as it is known.
+    /// Numbered by the server's time, as far as it is known, and not ahead of it: see `state`.
     pub(crate) fn next_request(&self) -> RequestId {
         let time = *self.server_time.lock();
-        let now_us = time.map_or(0, |(sent, now_us)| {
-            now_us.saturating_add(micros(self.clock.now().since(sent)))
+        let now_us = time.map_or(0, |time| {
+            time.now_us
+                .saturating_add(micros(self.clock.now().since(time.heard)))
         });
         let made = now_us.saturating_sub(EPOCH_US);
         let last = self
@@ -126,8 +136,12 @@ impl Core {
     pub(crate) fn hear(&self, heard: &Heard) {
         let Some(now_us) = heard.answer.now_us else { return };
         let mut time = self.server_time.lock();
-        if time.is_none_or(|(sent, _)| sent <= heard.sent) {
-            *time = Some((heard.sent, now_us));
+        if time.is_none_or(|time| time.sent <= heard.sent) {
+            *time = Some(ServerTime {
+                now_us,
+                sent: heard.sent,
+                heard: self.clock.now(),
+            });
         }
     }
 
@@ -144,7 +158,7 @@ impl Core {
     pub(crate) fn deadline_by_push(&self, asked: Moment, now_us: u64, deadline_ms: u64) -> Moment {
         let by_request = place(asked, now_us, deadline_ms);
         match *self.server_time.lock() {
-            Some((sent, now_us)) => place(sent, now_us, deadline_ms).max(by_request),
+            Some(time) => place(time.sent, time.now_us, deadline_ms).max(by_request),
             None => by_request,
         }
     }
@@ -152,7 +166,7 @@ impl Core {
     /// The server's time, roughly: for what people read.
     pub(crate) fn server_now_ms(&self) -> u64 {
         match *self.server_time.lock() {
-            Some((sent, now_us)) => (now_us / 1000).saturating_add(millis(self.clock.now().since(sent))),
+            Some(time) => (time.now_us / 1000).saturating_add(millis(self.clock.now().since(time.heard))),
             None => 0,
         }
     }

@@ -60,7 +60,8 @@ impl Owner {
     ///
     /// The scope is the future's, not the task's: what `future` spawns is outside. Enter the scope again there, as in
     /// `tokio::spawn(owner.scope(work))`. And everything inside is *one* owner: concurrent branches in it (`join!`,
-    /// `FuturesUnordered`) do not exclude each other.
+    /// `FuturesUnordered`) do not exclude each other. When one of them waits to write, or for upgradable, the others' reads enter with it, not
+    /// before: who reads and waits for more makes others wait that it waits for.
     ///
     /// # Cancel safety
     ///

@@ -149,9 +149,8 @@ impl OwnerId {
     /// Only what [`wire`](Self::wire) writes: an owner has one form on a server.
     pub(crate) fn from_wire(text: &str) -> Option<Self> {
         if text.contains('.') {
-            let request = RequestId::from_wire(text)?;
-            let owner = Self::of(request);
-            return (owner.request() == Some(request)).then_some(owner);
+            let owner = Self::of(RequestId::from_wire(text)?);
+            return (owner.wire() == text).then_some(owner);
         }
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let owner = Self(Uuid::from_slice(&bytes).ok()?);
@@ -216,9 +215,9 @@ pub(crate) struct RequestId {
 }
 
 impl RequestId {
-    /// When it was made, if its client knew the time.
-    pub(crate) fn made_us(self) -> u64 {
-        self.number.saturating_add(EPOCH_US)
+    /// When it was made, if its client knew the time: in milliseconds.
+    pub(crate) fn made_ms(self) -> u64 {
+        self.number.saturating_add(EPOCH_US) / 1000
     }
 
     pub(crate) fn wire(self) -> String {
@@ -340,8 +339,8 @@ pub(crate) struct Withdraw {
 pub(crate) struct Revoke {
     /// Of one owner, or of all.
     pub(crate) owner: Option<OwnerId>,
-    /// What was granted later stays: whoever enters when a hold was given back is not meant. In the server's
-    /// milliseconds; 0 takes nothing, and only tells.
+    /// What was granted later stays: whoever enters when a hold was given back is not meant (but a lone reader counts from when it asked, up to
+    /// a second before). In the server's milliseconds; 0 takes nothing, and only tells.
     pub(crate) granted_by_ms: u64,
 }
 

@@ -29,7 +29,7 @@
 //! Systems" (2010): while a write request waits no new reader enters; when a write phase ends all waiting readers enter;
 //! when the readers of that phase have left, the next writer enters. Re-entry alone passes the queue: an owner that holds and
 //! had to wait behind one that waits for it would wait for ever. For the same reason an owner that waits to write, or for upgradable, is not let
-//! in to read before that: it may well keep what it has until it has all.
+//! in to read before that: it may well keep what it has until it has all. Its reads wait as long as what it waits for.
 //!
 //! # Who is alive
 //!
@@ -50,7 +50,7 @@ use crate::protocol::{
 };
 
 /// How old a lone reader's request may be to tell by itself since when it holds.
-const FRESH_US: u64 = 1_000_000;
+const FRESH_MS: u64 = 1_000;
 /// How many holders a blame names.
 pub(crate) const BLAME_ROWS: usize = 4;
 
@@ -314,12 +314,18 @@ impl LockState {
     }
 
     /// Does this owner also wait for more than to read? Its reads then enter with that, not before: two owners that each read already
-    /// and wait to write would wait for each other.
-    fn waits_for_more(&self, owner: OwnerId, cx: &Context<'_>) -> bool {
-        let requests = self.waiting_of.get(&owner).into_iter().flatten();
-        requests
-            .map(|request| &self.waiters[request])
-            .any(|waiter| waiter.mode > Mode::Read && self.is_live(waiter, cx))
+    /// and wait to write would wait for each other. Drops the dead ones it meets: they must not come back to life behind such a read.
+    fn waits_for_more(&mut self, owner: OwnerId, cx: &Context<'_>) -> bool {
+        for request in self.waiting_of.get(&owner).cloned().unwrap_or_default() {
+            let waiter = &self.waiters[&request];
+            if waiter.mode > Mode::Read {
+                if self.is_live(waiter, cx) {
+                    return true;
+                }
+                self.leave(request);
+            }
+        }
+        false
     }
 
     /// The first in a band that is alive. Drops the dead ones it meets.
@@ -456,8 +462,8 @@ impl LockState {
             .collect();
         for request in readers {
             // It may have entered as a sibling of one before it.
-            if let Some(waiter) = self.waiters.get(&request)
-                && !self.waits_for_more(waiter.owner, cx)
+            if let Some(owner) = self.waiters.get(&request).map(|waiter| waiter.owner)
+                && !self.waits_for_more(owner, cx)
             {
                 self.grant_waiter(request, cx, batch);
             }
@@ -668,15 +674,15 @@ impl LockState {
     /// Since when a request holds that enters at once. One that its owner was made for, and that only reads, tells it by itself: all that need be
     /// stored of it is its id and its deadline.
     fn since(&self, op: &Acquire, cx: &Context<'_>) -> u64 {
-        let made_us = op.request.made_us();
+        let (now, made) = (now_ms(cx), op.request.made_ms());
         let lone = op.mode == Mode::Read
             && op.owner == OwnerId::of(op.request)
             && op.label.is_empty()
             && !self.holds.contains_key(&op.owner);
-        if lone && made_us <= cx.now_us && cx.now_us - made_us <= FRESH_US {
-            made_us / 1000
+        if lone && made <= now && now - made <= FRESH_MS {
+            made
         } else {
-            now_ms(cx)
+            now
         }
     }
 

@@ -267,6 +267,7 @@ enum Act {
         owner: usize,
         mode: Mode,
         wait: bool,
+        made: u8,
         lease_ms: u64,
         ticket: u64,
         upgrade: u8,
@@ -310,10 +311,10 @@ fn some_act() -> impl Strategy<Value = Act> {
     let mostly_not = || prop::bool::weighted(0.2);
     prop_oneof![
         10 => (
-            prop::option::weighted(0.15, any::<u8>()), 0..CLIENTS, 0..8_usize, some_mode(), prop::bool::weighted(0.9), some_lease(),
+            prop::option::weighted(0.15, any::<u8>()), 0..CLIENTS, 0..8_usize, some_mode(), (prop::bool::weighted(0.9), 0..12_u8), some_lease(),
             prop_oneof![6 => Just(0), 1 => 1..5_000_000_u64], any::<u8>(), 0..8_usize,
-        ).prop_map(|(repeat, client, owner, mode, wait, lease_ms, ticket, upgrade, label)| Act::Acquire {
-            repeat, client, owner, mode, wait, lease_ms, ticket, upgrade, label
+        ).prop_map(|(repeat, client, owner, mode, (wait, made), lease_ms, ticket, upgrade, label)| Act::Acquire {
+            repeat, client, owner, mode, wait, made, lease_ms, ticket, upgrade, label
         }),
         7 => (any::<u8>(), any::<u8>(), mostly_not(), mostly_not())
             .prop_map(|(which, fence, again, mark)| Act::Release { which, fence, again, mark }),
@@ -440,6 +441,7 @@ impl Bench {
                     owner: by,
                     mode,
                     wait,
+                    made,
                     lease_ms,
                     ticket,
                     upgrade,
@@ -452,12 +454,13 @@ impl Bench {
                             numbers += 1;
                             // Made now, some time ago, in time to come; or by a client that does not know the time.
                             let made_us = now_us - EPOCH_US;
-                            let number = match label {
+                            let number = match made {
                                 0 => numbers,
                                 1 => made_us + 5_000_000,
-                                2 => made_us - 1_000_000,
-                                3 => made_us - 1_000_001,
-                                4 => made_us - 1_000,
+                                2 => made_us + 200,
+                                3 => made_us - 1_000_000,
+                                4 => made_us - 1_001_000,
+                                5 => made_us - 1_000,
                                 _ => made_us,
                             };
                             let taken = |m: &Member| m.request == request(*client, number);
@@ -465,7 +468,14 @@ impl Bench {
                             let request = request(*client, number);
                             Member {
                                 request,
-                                owner: if *by < 5 { owner(*by) } else { OwnerId::of(request) },
+                                owner: match *by {
+                                    5 => OwnerId::of(request),
+                                    // One that was made for another request, or was not.
+                                    6 => known.last().map_or(owner(0), |last| last.owner),
+                                    7 if known.len() > 2 => known[known.len() - 2].owner,
+                                    7 => OwnerId::of(request),
+                                    by => owner(by),
+                                },
                             }
                         }
                     };
@@ -738,7 +748,7 @@ impl Bench {
         for (of, due) in &readers {
             if !hash.contains_key(&format!("@{of}")) {
                 let request = RequestId::from_wire(of).unwrap();
-                let since = request.made_us() / 1000;
+                let since = request.made_ms();
                 let due = *due as u64;
                 latest = latest.max(due);
                 let lone = (request, Mode::Read, due, since, false, String::new());
@@ -1070,6 +1080,98 @@ fn a_write_that_its_owners_upgradable_hold_brings_to_the_head_enters_first() {
         matches!(top, Some((Mode::Write, of, _)) if of == owner(0)),
         "{top:?}"
     );
+}
+
+/// As above. The write requests of two owners die in line, their reads enter, and the polls come after all: if these revived them, each would
+/// wait for the other's read.
+#[test]
+fn a_request_that_died_in_line_does_not_come_back_behind_its_owners_read() {
+    let mut bench = Bench::new();
+    let hears = [true; CLIENTS];
+    for n in 0..CLIENTS {
+        bench.ears.hear(client(n), true);
+    }
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    let mut now_us = start.as_micros() as u64;
+    let mut state = LockState::default();
+    let poll = |n, number, by| {
+        Operation::Poll(vec![Member {
+            request: request(n, number),
+            owner: owner(by),
+        }])
+    };
+    let steps = [
+        (
+            0,
+            Operation::Acquire(acquire(request(0, 1), owner(0), Mode::Write)),
+        ),
+        (
+            0,
+            Operation::Acquire(acquire(request(0, 2), owner(3), Mode::Write)),
+        ),
+        (
+            0,
+            Operation::Acquire(acquire(request(1, 1), owner(1), Mode::Write)),
+        ),
+        (
+            0,
+            Operation::Acquire(acquire(request(2, 1), owner(2), Mode::Write)),
+        ),
+        (TUNING.claim_ms / 2, poll(0, 2, 3)),
+        (TUNING.claim_ms / 2 + 1, poll(0, 2, 3)),
+        (
+            0,
+            Operation::Acquire(acquire(request(1, 2), owner(1), Mode::Read)),
+        ),
+        (
+            0,
+            Operation::Acquire(acquire(request(2, 2), owner(2), Mode::Read)),
+        ),
+        (0, release(request(0, 1), owner(0))),
+        (0, poll(1, 1, 1)),
+        (0, poll(2, 1, 2)),
+    ];
+    for (at, (pass_ms, operation)) in steps.into_iter().enumerate() {
+        now_us += pass_ms * 1_000;
+        bench.steps += 1;
+        let call = Call {
+            name: name("n"),
+            operation,
+        };
+        bench
+            .step(&mut state, &call, now_us, true, hears)
+            .unwrap_or_else(|why| panic!("step {at}, {call:?}\n{why}"));
+    }
+    let normal = state.normal(now_us);
+    let waiting: Vec<_> = normal.queue.iter().map(|(_, _, request, _)| *request).collect();
+    assert_eq!(waiting, [request(0, 2)], "{normal:#?}");
+}
+
+/// As above: an owner that was made for an upgradable request reads alone after the downgrade, and a copy of the request arrives.
+#[test]
+fn a_late_copy_of_what_was_downgraded_to_a_lone_read_hears_of_that() {
+    let mut bench = Bench::new();
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    let now_us = start.as_micros() as u64;
+    let mut state = LockState::default();
+    let made = request(0, now_us - EPOCH_US);
+    let copy = || Operation::Acquire(acquire(made, OwnerId::of(made), Mode::Upgradable));
+    let to_read = Operation::Downgrade(Downgrade {
+        request: made,
+        owner: OwnerId::of(made),
+        fence: 0,
+        to: Mode::Read,
+    });
+    for (at, operation) in [copy(), to_read, copy()].into_iter().enumerate() {
+        bench.steps += 1;
+        let call = Call {
+            name: name("n"),
+            operation,
+        };
+        bench
+            .step(&mut state, &call, now_us, true, [false; CLIENTS])
+            .unwrap_or_else(|why| panic!("step {at}, {call:?}\n{why}"));
+    }
 }
 
 // -- against their headers ---------------------------------------------------------------------------------------
