@@ -3,6 +3,7 @@
 //! The invariant: results go to stdout, everything else to stderr, and nothing below here ends the process.
 
 mod demo;
+mod simulate;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ enum Command {
     /// Shows the lock at work on a folder tree, checks every promise it makes, and gives a verdict
     #[command(after_help = demo::EXIT)]
     Demo(demo::Args),
+    /// Runs the client in a simulated world, one seed after the other, and checks that every promise is kept
+    #[command(after_help = simulate::EXIT)]
+    Simulate(simulate::Args),
     /// One process of a demo over several: speaks JSON lines with its parent
     #[command(hide = true)]
     DemoWorker,
@@ -57,6 +61,10 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Demo(args) => demo::run(args).await,
+            // Each run has a runtime of its own, within which this one must not be.
+            Command::Simulate(args) => tokio::task::spawn_blocking(move || simulate::run(&args))
+                .await
+                .context("the simulation panicked")?,
             Command::DemoWorker => demo::work().await.map(|()| Outcome::Yes),
         }
     });

@@ -17,6 +17,8 @@ use crate::owner::Owner;
 use crate::protocol::{
     Answer, Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoke, Revoking,
 };
+#[cfg(feature = "redis")]
+use crate::state::Tuning;
 
 /// A client: one connection to where the locks are kept, shared by all locks made from it.
 ///
@@ -48,8 +50,8 @@ impl fmt::Debug for Relatch {
 }
 
 impl Relatch {
-    /// Over a backend of a test's own.
-    #[cfg(test)]
+    /// Over a backend of a test's, or a simulation's, own.
+    #[cfg(any(test, feature = "cli"))]
     pub(crate) fn of(client: Arc<Handle>) -> Self {
         Self { client }
     }
@@ -231,10 +233,17 @@ impl Relatch {
         tokio::select! {
             biased;
             () = core.ended() => Ok(()),
-            () = core.clock.sleep_until(core.clock.now().plus(core.config.patience)) => Err(ErrorKind::Unreachable(
-                "the server did not confirm that everything was given back; the leases will end what is left".into(),
-            )
-            .into()),
+            () = core.clock.sleep_until(core.clock.now().plus(core.config.patience)) => {
+                // Then only the farewell is still under way, which is a courtesy.
+                if core.reaper.is_settled() {
+                    return Ok(());
+                }
+                Err(ErrorKind::Unreachable(
+                    "the server did not confirm that everything was given back; the leases will end what is left"
+                        .into(),
+                )
+                .into())
+            }
         }
     }
 
@@ -450,26 +459,52 @@ impl Builder {
                 "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`)",
             ));
         };
+        let within = self.config.connect_timeout;
+        let options = RedisOptions::of(url, &self.config);
+        let clock = Clock::system();
+        let (client, backend) =
+            self.assemble(clock.clone(), Home::Runtime(runtime), |id, tuning, sink| {
+                RedisBackend::new(options, id, tuning, clock, sink)
+            })?;
+        backend.ready(within).await?;
+        Ok(Relatch { client })
+    }
+
+    /// A client on a clock, at a home and over a network of a simulation.
+    #[cfg(feature = "cli")]
+    pub(crate) fn simulated(
+        self,
+        clock: Clock,
+        home: Home,
+        network: Arc<dyn crate::backend::redis::simulated::Network>,
+    ) -> Result<Arc<Handle>, Error> {
+        use crate::backend::redis::{RedisBackend, RedisOptions};
+
+        self.config.check()?;
+        let options = RedisOptions::of("redis://simulated".into(), &self.config);
+        let (client, _) = self.assemble(clock.clone(), home, |id, tuning, sink| {
+            RedisBackend::simulated(network, options, id, tuning, clock, sink)
+        })?;
+        Ok(client)
+    }
+
+    #[cfg(feature = "redis")]
+    fn assemble<B: crate::backend::Backend>(
+        self,
+        clock: Clock,
+        home: Home,
+        backend: impl FnOnce(ClientId, Tuning, Sink) -> Result<Arc<B>, Error>,
+    ) -> Result<(Arc<Handle>, Arc<B>), Error> {
         let id = ClientId::random();
         // The sink needs the client, and the client the backend, which may refuse its address.
         let late: Arc<std::sync::OnceLock<Weak<Core>>> = Arc::default();
         let to = late.clone();
-        let options = RedisOptions {
-            url,
-            connect_timeout: self.config.connect_timeout,
-            response_timeout: self.config.response_timeout,
-            idle_ping: self.config.idle_ping,
-        };
-        let within = self.config.connect_timeout;
-        let clock = Clock::system();
         let sink = sink(move || to.get().and_then(Weak::upgrade));
-        let backend = RedisBackend::new(options, id, self.config.tuning(), clock.clone(), sink)?;
+        let backend = backend(id, self.config.tuning(), sink)?;
         let core = Arc::new(Core::new(id, self.config, clock, backend.clone()));
         // Nobody else sets it.
         let _ = late.set(Arc::downgrade(&core));
-        let client = core.start(Home::Runtime(runtime))?;
-        backend.ready(within).await?;
-        Ok(Relatch { client })
+        Ok((core.start(home)?, backend))
     }
 }
 

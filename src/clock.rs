@@ -54,6 +54,27 @@ pub struct Clock(Source);
 enum Source {
     System,
     Manual(Arc<Mutex<Manual>>),
+    /// The runtime's clock, which a simulation moves, at a rate of its own.
+    #[cfg(feature = "cli")]
+    Simulated(Skew),
+}
+
+/// How a simulated clock differs from the runtime's.
+#[cfg(feature = "cli")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Skew {
+    /// When the clock showed `shown`.
+    pub(crate) begun: tokio::time::Instant,
+    pub(crate) shown: Duration,
+    /// How many of its seconds pass in one.
+    pub(crate) rate: f64,
+}
+
+#[cfg(feature = "cli")]
+impl Skew {
+    pub(crate) fn now(&self) -> Duration {
+        self.shown + self.begun.elapsed().mul_f64(self.rate)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +108,12 @@ impl Clock {
         }))))
     }
 
+    /// One that runs with a simulation.
+    #[cfg(feature = "cli")]
+    pub(crate) fn simulated(skew: Skew) -> Self {
+        Self(Source::Simulated(skew))
+    }
+
     /// Moves a manual clock, and wakes what was waiting for that time. The system's clock does not move by this.
     pub fn advance(&self, by: Duration) {
         let Source::Manual(manual) = &self.0 else {
@@ -109,6 +136,8 @@ impl Clock {
         match &self.0 {
             Source::System => Moment(system_now()),
             Source::Manual(manual) => Moment(manual.lock().now),
+            #[cfg(feature = "cli")]
+            Source::Simulated(skew) => Moment(skew.now()),
         }
     }
 
@@ -185,6 +214,12 @@ impl Future for Sleep {
                 return Poll::Ready(());
             }
             let nap = at.since(now).min(NAP);
+            // A clock that runs slower than the runtime's has as much left after a longer sleep.
+            #[cfg(feature = "cli")]
+            let nap = match &self.clock.0 {
+                Source::Simulated(skew) => nap.div_f64(skew.rate),
+                _ => nap,
+            };
             let mut sleep = self
                 .tokio
                 .take()

@@ -78,6 +78,9 @@ pub(crate) enum Home {
     Runtime(tokio::runtime::Handle),
     /// On a thread of its own: an embedded client needs no runtime to be made.
     Thread,
+    /// Wherever a simulation runs it.
+    #[cfg(feature = "cli")]
+    Simulated(Box<dyn FnOnce(crate::backend::Later<'static, ()>) + Send>),
 }
 
 impl Core {
@@ -103,6 +106,8 @@ impl Core {
             Home::Runtime(runtime) => {
                 runtime.spawn(Task::new(self.clone()).run());
             }
+            #[cfg(feature = "cli")]
+            Home::Simulated(spawn) => spawn(Box::pin(Task::new(self.clone()).run())),
             Home::Thread => Task::on_a_thread(self.clone()).map_err(|error| {
                 ErrorKind::Unreachable(format!("no thread could be started for the client: {error}"))
             })?,
@@ -227,6 +232,12 @@ impl Core {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
+    /// The process ends, here and now: nothing is given back, no thread takes the task over.
+    #[cfg(feature = "cli")]
+    pub(crate) fn perish(&self) {
+        self.ended.send_replace(true);
+    }
+
     pub(crate) fn unreachable(&self, name: &Name) -> Error {
         let why = match self.backend.trouble() {
             Some(error) => error.to_string(),
@@ -280,6 +291,7 @@ impl Task {
             let _ = tokio::time::timeout(FAREWELL, farewell).await;
         };
         tokio::select! {
+            biased;
             () = settle => {}
             () = core.backend.drive() => {}
             () = core.watchdog.run(core) => {}
@@ -338,6 +350,7 @@ async fn announce(core: &Core) {
             Duration::from_secs(1)
         };
         tokio::select! {
+            biased;
             () = core.clock.sleep_until(core.clock.now().plus(rest)) => {}
             // A server that comes back empty has forgotten it.
             Ok(()) = generation.changed() => {}

@@ -374,6 +374,12 @@ macro_rules! guard {
                 }
             }
 
+            /// What a simulation's referee looks at.
+            #[cfg(feature = "cli")]
+            pub(crate) fn held(&self) -> &Arc<Held> {
+                &self.0.held
+            }
+
             /// Gives the hold back, and says whether it was still there to be given.
             ///
             /// Dropping the guard gives it back as well, in the background.

@@ -9,12 +9,16 @@ mod client;
 mod clock;
 mod config;
 mod core;
+mod entropy;
 mod error;
 mod guard;
 mod lock;
 mod owner;
 mod protocol;
 mod reaper;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod simulate;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::entropy;
 use crate::error::{Error, ErrorKind};
 
 /// The longest name, in bytes.
@@ -117,7 +118,7 @@ pub(crate) struct OwnerId(pub(crate) Uuid);
 
 impl OwnerId {
     pub(crate) fn random() -> Self {
-        Self(Uuid::new_v4())
+        Self(entropy::uuid())
     }
 
     /// The owner that is made for a request without one: a UUID of version 8, in which the request is written. A server then needs to know one of the
@@ -176,8 +177,7 @@ pub(crate) struct ClientId(pub(crate) u64);
 
 impl ClientId {
     pub(crate) fn random() -> Self {
-        let random = Uuid::new_v4().as_u64_pair().1 ^ Uuid::new_v4().as_u64_pair().0.rotate_left(32);
-        Self(random & !VERSION_BITS | VERSION)
+        Self(entropy::bits() & !VERSION_BITS | VERSION)
     }
 
     pub(crate) fn wire(self) -> String {

@@ -3,7 +3,7 @@
 //! The invariant: what is handed in stays in the list until the server is known to have done it, or until nothing of it can be left
 //! there. So it survives a link that is down, a future that is dropped and a runtime that shuts down.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -127,7 +127,7 @@ impl Reaper {
         self.more.notify_one();
     }
 
-    #[cfg(test)]
+    /// Nothing is left to be given back.
     pub(crate) fn is_settled(&self) -> bool {
         self.chores.lock().pending.is_empty()
     }
@@ -181,7 +181,8 @@ impl Reaper {
             chores.fresh = chores.pending.keys().copied().collect();
         }
         loop {
-            let fresh: HashSet<RequestId> = std::mem::take(&mut self.chores.lock().fresh)
+            // In an order that does not hang on a hasher.
+            let fresh: BTreeSet<RequestId> = std::mem::take(&mut self.chores.lock().fresh)
                 .into_iter()
                 .collect();
             doing.extend(fresh.into_iter().map(|request| self.carry_out(core, request)));
@@ -189,6 +190,7 @@ impl Reaper {
                 return;
             }
             tokio::select! {
+                biased;
                 () = self.more.notified() => {}
                 Some(()) = doing.next() => {}
             }

@@ -890,7 +890,7 @@ impl LockState {
         revoking
     }
 
-    fn snapshot(&self, limit: usize) -> Snapshot {
+    pub(crate) fn snapshot(&self, limit: usize) -> Snapshot {
         let owners = self
             .top
             .map(|top| top.owner)

@@ -4,7 +4,7 @@
 //! at the same time the sign of life that keeps a place in line; at once when the link was made anew; and, by the first in line, when the earliest
 //! lease in its way lapses.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,8 +133,13 @@ impl Waiters {
         Some(core.watchdog.keep(core, grant))
     }
 
-    /// It is in line, says the server. `wake_ms` is when the first in line should look again.
+    /// It is in line, says the reply to its acquisition. `wake_ms` is when the first in line should look again.
     pub(crate) fn queued(&self, core: &Core, request: RequestId, heard: &Heard, wake_ms: u64) {
+        self.in_line(core, request, None, heard, wake_ms);
+    }
+
+    /// The same, said by a poll for a slot: it is nothing to a later one, whose acquisition is still under way.
+    fn in_line(&self, core: &Core, request: RequestId, round: Option<u64>, heard: &Heard, wake_ms: u64) {
         let now = core.clock.now();
         // Counted from when it was asked: the server counts its sign of life from not long after.
         let mut poll_at = heard.sent.plus(core.config.claim / 3).max(now.plus(LATER));
@@ -147,8 +152,9 @@ impl Waiters {
             poll_at = poll_at.min(wake);
         }
         let mut line = self.line.lock();
-        if let Some(slot) = line.slots.get_mut(&request) {
-            slot.unanswered = 0;
+        match line.slots.get_mut(&request) {
+            Some(slot) if round.is_none_or(|round| round == slot.round) => slot.unanswered = 0,
+            _ => return,
         }
         line.schedule(request, poll_at);
         let wake = line.asleep_until.is_some_and(|until| poll_at < until);
@@ -161,7 +167,7 @@ impl Waiters {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "cli"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.line.lock().slots.is_empty()
     }
@@ -202,13 +208,14 @@ impl Waiters {
 
     /// Withdraws everything.
     pub(crate) fn fail_all(&self, core: &Core, error: &Error) {
-        let slots: Vec<Slot> = {
+        // In an order that does not hang on a hasher.
+        let slots: BTreeMap<RequestId, Slot> = {
             let mut line = self.line.lock();
             line.closed = true;
             line.agenda.clear();
-            line.slots.drain().map(|(_, slot)| slot).collect()
+            line.slots.drain().collect()
         };
-        for slot in slots {
+        for slot in slots.into_values() {
             let Wanted {
                 name,
                 member,
@@ -250,6 +257,7 @@ impl Waiters {
                     .map(|(name, polling)| self.poll(core, name, polling)),
             );
             tokio::select! {
+                biased;
                 () = core.clock.sleep_until(wake) => {}
                 () = self.sooner.notified() => {}
                 Some(()) = polls.next() => {}
@@ -259,7 +267,7 @@ impl Waiters {
 
     fn due(&self, core: &Core) -> (Vec<(Name, Vec<Polling>)>, Moment) {
         let now = core.clock.now();
-        let mut by_name: HashMap<Name, Vec<Polling>> = HashMap::new();
+        let mut by_name: BTreeMap<Name, Vec<Polling>> = BTreeMap::new();
         let mut given_up = Vec::new();
         let mut line = self.line.lock();
         while let Some(&(at, request)) = line.agenda.first()
@@ -331,7 +339,9 @@ impl Waiters {
                 };
                 for (Polling { member, round }, reply) in polling.iter().zip(replies) {
                     match *reply {
-                        Polled::Queued { wake_ms } => self.queued(core, member.request, &heard, wake_ms),
+                        Polled::Queued { wake_ms } => {
+                            self.in_line(core, member.request, Some(*round), &heard, wake_ms);
+                        }
                         Polled::Granted(grant) => {
                             let mut line = self.line.lock();
                             if let Some(slot) = line.remove(member.request) {
@@ -357,8 +367,15 @@ impl Waiters {
                 tracing::debug!(name = %call.name, %error, "a poll was not answered");
                 let soon = core.clock.now().plus(LATER * 20);
                 let mut line = self.line.lock();
-                for Polling { member, .. } in &polling {
-                    line.schedule(member.request, soon);
+                for Polling { member, round } in &polling {
+                    // A later slot is not polled before its acquisition is answered: it would look as if it had gone.
+                    if line
+                        .slots
+                        .get(&member.request)
+                        .is_some_and(|slot| slot.round == *round)
+                    {
+                        line.schedule(member.request, soon);
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! our own clock from before the request was sent, less an allowance for clocks that drift (1 % and 2 ms, as in Redis'
 //! description of Redlock). It only ever ends; what the server says can move the end out, or make it now.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -286,7 +286,7 @@ impl Watchdog {
         self.holds.lock().remove(request);
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "cli"))]
     pub(crate) fn is_empty(&self) -> bool {
         self.holds.lock().kept.is_empty()
     }
@@ -303,7 +303,8 @@ impl Watchdog {
     }
 
     pub(crate) fn lose_all(&self, core: &Core, cause: LostCause) {
-        let all: Vec<RequestId> = self.holds.lock().kept.keys().copied().collect();
+        // In an order that does not hang on a hasher.
+        let all: BTreeSet<RequestId> = self.holds.lock().kept.keys().copied().collect();
         for request in all {
             self.lose(core, request, cause);
         }
@@ -332,6 +333,7 @@ impl Watchdog {
             let (batches, wake) = self.due(core);
             renewals.extend(batches.into_iter().map(|batch| self.renew(core, batch)));
             tokio::select! {
+                biased;
                 () = core.clock.sleep_until(wake) => {}
                 () = self.sooner.notified() => {}
                 Some(()) = renewals.next() => {}
@@ -356,7 +358,7 @@ impl Watchdog {
     fn due(&self, core: &Core) -> (Vec<Vec<Arc<Held>>>, Moment) {
         let now = core.clock.now();
         let mut over = Vec::new();
-        let mut renew: HashMap<Name, Vec<Arc<Held>>> = HashMap::new();
+        let mut renew: BTreeMap<Name, Vec<Arc<Held>>> = BTreeMap::new();
         let mut holds = self.holds.lock();
         while let Some(&(at, request)) = holds.agenda.first()
             && at <= now

@@ -27,6 +27,8 @@ mod link;
 mod options;
 mod refusal;
 mod scripts;
+#[cfg(feature = "cli")]
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 
@@ -72,6 +74,25 @@ impl RedisBackend {
         }))
     }
 
+    /// As [`new`](Self::new), over the network of a simulation.
+    #[cfg(feature = "cli")]
+    pub(crate) fn simulated(
+        network: Arc<dyn simulated::Network>,
+        options: RedisOptions,
+        client: ClientId,
+        tuning: Tuning,
+        clock: Clock,
+        sink: Sink,
+    ) -> Result<Arc<Self>, Error> {
+        let mut target = options.target()?;
+        target.address = options::Address::Simulated(network);
+        Ok(Arc::new(Self {
+            linker: Arc::new(Linker::new(options, target, client, clock, sink)),
+            tuning,
+            calls: AtomicU64::new(1),
+        }))
+    }
+
     /// The server's address, without credentials.
     pub(crate) fn place(&self) -> &str {
         &self.linker.target.place
@@ -107,7 +128,14 @@ impl RedisBackend {
                 self.linker.fault(live, &error);
                 error
             }
-            refusal @ (Refusal::No(_) | Refusal::NoScript) => return Failure::No(refusal.into_error()),
+            Refusal::No(error) => return Failure::No(error),
+            // Said of a script that came with its source, or of no script at all: it answers another call, replies are out of
+            // step. What happened to this one is not known.
+            refusal @ Refusal::NoScript => {
+                let error = refusal.into_error();
+                self.linker.fault(live, &error);
+                error
+            }
         };
         sleep(HELD_BACK.0 + jitter(HELD_BACK.1)).await;
         Failure::Unknown(error)
@@ -130,6 +158,10 @@ impl Backend for RedisBackend {
             let id = self.calls.fetch_add(1, Ordering::Relaxed);
             let encoded = scripts::encode(call, id, &self.tuning, live.trust);
             let mut connection = live.connection.clone();
+            #[cfg(feature = "cli")]
+            if let options::Address::Simulated(network) = &self.linker.target.address {
+                network.calling(id, call, self.tuning, live.trust);
+            }
 
             let command = encoded.evalsha();
             let mut sent = self.linker.clock.now();
@@ -153,6 +185,10 @@ impl Backend for RedisBackend {
             match scripts::decode(call, id, value) {
                 Ok(answer) => {
                     live.prove();
+                    #[cfg(feature = "cli")]
+                    if let options::Address::Simulated(network) = &self.linker.target.address {
+                        sent = network.sent(sent, self.linker.clock.now());
+                    }
                     Ok(Heard { sent, answer })
                 }
                 Err(malformed) => {

@@ -20,18 +20,19 @@ use std::time::Duration;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::io::tcp::socket2::{SockRef, TcpKeepalive};
 use ::redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use uuid::Uuid;
 
 use crate::backend::Sink;
 use crate::backend::redis::options::{Address, RedisOptions, Target};
 use crate::backend::redis::refusal::{classify, printable};
 use crate::backend::redis::scripts;
 use crate::clock::Clock;
+use crate::entropy;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::ClientId;
 
@@ -80,7 +81,9 @@ pub(super) struct Linker {
     pub(super) clock: Clock,
     pub(super) client: ClientId,
     sink: Sink,
-    state: watch::Sender<State>,
+    state: Mutex<State>,
+    /// The state has changed. Wakes in the order in which was waited.
+    changed: Notify,
     generation: watch::Sender<u64>,
     /// Whoever runs the supervisor. A second one waits for the first to be dropped.
     turn: tokio::sync::Mutex<()>,
@@ -100,7 +103,8 @@ impl Linker {
             clock,
             client,
             sink,
-            state: watch::channel(State::Down(None)).0,
+            state: Mutex::new(State::Down(None)),
+            changed: Notify::new(),
             generation: watch::channel(0).0,
             turn: tokio::sync::Mutex::new(()),
         }
@@ -111,7 +115,7 @@ impl Linker {
     }
 
     pub(super) fn trouble(&self) -> Option<Error> {
-        match &*self.state.borrow() {
+        match &*self.state.lock() {
             State::Down(why) => why.clone(),
             State::Up(_) => None,
             State::Closed => Some(ErrorKind::Closed.into()),
@@ -119,39 +123,51 @@ impl Linker {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Closed)
+        matches!(&*self.state.lock(), State::Closed)
     }
 
     /// The link; waits for one if there is none. `None` once it is closed.
     pub(super) async fn live(&self) -> Option<Arc<Live>> {
-        match &*self.state.borrow() {
-            State::Up(live) => return Some(live.clone()),
-            State::Closed => return None,
-            State::Down(_) => {}
+        self.when(|state| match state {
+            State::Up(live) => Some(Some(live.clone())),
+            State::Closed => Some(None),
+            State::Down(_) => None,
+        })
+        .await
+    }
+
+    /// Waits until `look` finds what it looks for in the state. Cancel safe.
+    async fn when<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+        loop {
+            // Enrol first, look afterwards: a change in between is not missed.
+            let changed = self.changed.notified();
+            if let Some(found) = look(&self.state.lock()) {
+                return found;
+            }
+            changed.await;
         }
-        let mut state = self.state.subscribe();
-        match &*state
-            .wait_for(|state| !matches!(state, State::Down(_)))
-            .await
-            .ok()?
-        {
-            State::Up(live) => Some(live.clone()),
-            State::Closed | State::Down(_) => None,
+    }
+
+    /// `change` tells whether it did; then all who wait look again.
+    fn change(&self, change: impl FnOnce(&mut State) -> bool) -> bool {
+        let changed = change(&mut self.state.lock());
+        if changed {
+            self.changed.notify_waiters();
         }
+        changed
     }
 
     /// Resolves on the first link, or with the first thing that went wrong.
     pub(super) async fn ready(&self, within: Duration) -> Result<(), Error> {
-        let mut state = self.state.subscribe();
-        let known = state.wait_for(|state| !matches!(state, State::Down(None)));
+        let known = self.when(|state| match state {
+            State::Down(None) => None,
+            State::Down(Some(error)) => Some(Err(error.clone())),
+            State::Closed => Some(Err(ErrorKind::Closed.into())),
+            State::Up(_) => Some(Ok(())),
+        });
         // An attempt that may take as long as this has more to tell than that time is up.
         match timeout(within + Duration::from_millis(250), known).await {
-            Ok(Ok(state)) => match &*state {
-                State::Down(Some(error)) => Err(error.clone()),
-                State::Closed => Err(ErrorKind::Closed.into()),
-                State::Up(_) | State::Down(None) => Ok(()),
-            },
-            Ok(Err(_)) => Err(ErrorKind::Closed.into()),
+            Ok(known) => known,
             Err(_) => Err(self.unreachable(format_args!("gave no answer within {within:?}"))),
         }
     }
@@ -175,11 +191,9 @@ impl Linker {
         let _down = DownOnDrop(self);
         // What was wrong with an earlier runtime is of no concern to this one.
         self.take_down(None);
-        let mut state = self.state.subscribe();
-        let closed = async {
-            let _ = state.wait_for(|state| matches!(state, State::Closed)).await;
-        };
+        let closed = self.when(|state| matches!(state, State::Closed).then_some(()));
         tokio::select! {
+            biased;
             never = self.keep_linked() => match never {},
             () = closed => {}
         }
@@ -187,7 +201,10 @@ impl Linker {
 
     /// Once it is closed, and the supervisor has ended or does not within `patience`.
     pub(super) async fn close(&self, patience: Duration) {
-        self.state.send_replace(State::Closed);
+        self.change(|state| {
+            *state = State::Closed;
+            true
+        });
         let _ = timeout(patience, self.turn.lock()).await;
     }
 
@@ -224,7 +241,7 @@ impl Linker {
     }
 
     fn put_up(&self, live: &Arc<Live>) {
-        let up = self.state.send_if_modified(|state| {
+        let up = self.change(|state| {
             let open = !matches!(state, State::Closed);
             if open {
                 *state = State::Up(live.clone());
@@ -239,7 +256,7 @@ impl Linker {
     }
 
     fn take_down(&self, why: Option<Error>) {
-        self.state.send_if_modified(|state| {
+        self.change(|state| {
             let open = !matches!(state, State::Closed);
             if open {
                 *state = State::Down(why);
@@ -290,7 +307,7 @@ impl Linker {
     pub(super) fn fault(&self, live: &Arc<Live>, error: &Error) {
         // From now on nobody finds it, before the supervisor has even heard of it: callers that repeat at once would find it
         // again and again, and on a small runtime leave the supervisor no turn to take it down.
-        self.state.send_if_modified(|state| {
+        self.change(|state| {
             let current = matches!(state, State::Up(up) if Arc::ptr_eq(up, live));
             if current {
                 *state = State::Down(Some(error.clone()));
@@ -433,6 +450,12 @@ impl Linker {
                 accepted.store(true, Ordering::Relaxed);
                 self.log_in(drivers, stream, config).await
             }
+            #[cfg(feature = "cli")]
+            Address::Simulated(network) => {
+                let stream = network.connect().await.map_err(|error| self.refused(&error))?;
+                accepted.store(true, Ordering::Relaxed);
+                self.log_in(drivers, stream, config).await
+            }
         }
     }
 
@@ -566,17 +589,17 @@ impl Linker {
     /// Loads every script, so that no call has to carry its source. A server that forbids it, or forgets them later, is sent the source
     /// with the call.
     async fn load_scripts(&self, mut connection: MultiplexedConnection) -> Result<(), Error> {
+        // In one go: on a long way to the server each round trip counts.
+        let mut loads = ::redis::Pipeline::with_capacity(scripts::ALL.len());
         for script in scripts::ALL {
-            let mut load = Cmd::new();
-            load.arg("SCRIPT").arg("LOAD").arg(script.source);
-            match connection.send_packed_command(&load).await {
-                Ok(Value::ServerError(error)) => {
-                    tracing::debug!(server = %self.target.place, %error, "the scripts are not loaded ahead");
-                    return Ok(());
-                }
-                Ok(_) => {}
-                Err(error) => return Err(self.handshake_failed(&error)),
-            }
+            loads.cmd("SCRIPT").arg("LOAD").arg(script.source);
+        }
+        let loaded = connection
+            .send_packed_commands(&loads, 0, scripts::ALL.len())
+            .await
+            .map_err(|error| self.handshake_failed(&error))?;
+        if let Some(Value::ServerError(error)) = loaded.first() {
+            tracing::debug!(server = %self.target.place, %error, "the scripts are not loaded ahead");
         }
         Ok(())
     }
@@ -629,9 +652,8 @@ fn pause(failures: u32) -> Duration {
 
 /// Between nothing and `most`.
 pub(super) fn jitter(most: Duration) -> Duration {
-    let (_, random) = Uuid::new_v4().as_u64_pair();
     #[allow(clippy::cast_precision_loss)] // a random number stays one
-    most.mul_f64((random << 8) as f64 / u64::MAX as f64)
+    most.mul_f64((entropy::bits() >> 11) as f64 / (u64::MAX >> 11) as f64)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,75 @@
+//! The simulation of the whole client: a slice of its seeds, that a seed is one run, and that it has teeth.
+#![cfg(feature = "cli")]
+
+mod support;
+
+use std::ffi::OsStr;
+
+use relatch::simulate::{Fault, Flaw, Options, run};
+use serde_json::Value;
+use support::child::command;
+
+#[test]
+fn every_promise_is_kept_in_a_slice_of_the_seeds() {
+    let mut faults = std::collections::BTreeSet::new();
+    for seed in 1..=SLICE {
+        let run = run(seed, Options::default());
+        assert_eq!(
+            run.broken, None,
+            "seed {seed}; see: cargo relatch simulate --from {seed} --seeds 1 --trace"
+        );
+        faults.extend(run.faults.into_keys());
+    }
+    let all: std::collections::BTreeSet<Fault> = Fault::ALL.into_iter().collect();
+    assert_eq!(faults, all, "each kind of fault was made");
+}
+
+#[test]
+fn a_seed_is_one_run_whether_or_not_it_is_written_down() {
+    for seed in 1000..1000 + SLICE / 4 {
+        let plain = run(seed, Options::default());
+        let record = Options {
+            record: true,
+            ..Options::default()
+        };
+        let recorded = run(seed, record);
+        assert_eq!(plain.hash, recorded.hash, "seed {seed}");
+        assert_eq!(plain.tally, recorded.tally, "seed {seed}");
+        assert!(plain.trace.is_empty() && !recorded.trace.is_empty());
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_run_in_another_process() {
+    let hash = || {
+        let output = command(OsStr::new(env!("CARGO_BIN_EXE_relatch")))
+            .args(["simulate", "--from", "2000", "--seeds", "6", "--json"])
+            .output()
+            .expect("the command can be started");
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("the result is JSON");
+        assert_eq!(report["seeds"], 6);
+        report["hash"].clone()
+    };
+    assert_eq!(hash(), hash());
+}
+
+#[test]
+fn each_flaw_made_on_purpose_is_found_soon() {
+    for flaw in Flaw::ALL {
+        let options = Options {
+            flaw: Some(flaw),
+            ..Options::default()
+        };
+        let found = (1..=SOON).find_map(|seed| run(seed, options).broken.map(|broken| (seed, broken)));
+        match found {
+            Some((seed, broken)) => println!("{flaw:?}: seed {seed}: {broken}"),
+            None => panic!("{flaw:?} is not found in {SOON} seeds"),
+        }
+    }
+}
+
+/// How many seeds are run here. For many more: `cargo relatch simulate`.
+const SLICE: u64 = 40;
+/// How many seeds a flaw is given.
+const SOON: u64 = 300;
