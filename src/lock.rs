@@ -516,6 +516,7 @@ async fn attempt(
                     depth: grant.depth,
                     keep,
                     label: spec.label.clone(),
+                    upgrade_of: spec.upgrade_of,
                     resent,
                     until: core.deadline(&heard, grant.deadline_ms),
                     // A grant by way of the line that was first heard of here lasts for a claim only.

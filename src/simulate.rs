@@ -290,20 +290,20 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
         world.violate(|| held);
     }
 
-    // And nothing is left: at once, if all who could give back are there and the server knows what it knew.
+    // Every client is linked and has given back what it had.
     let soon = link * 3 + Duration::from_secs(11);
-    let within = if crashed || forgot {
+    if !settles(world, soon, || unsettled(processes)).await {
+        return;
+    }
+    // And nothing is left on the server: at once, if all who could give back are there, the server knows what it knew, and no copy of a
+    // request is under way that its client does not know of.
+    let within = if crashed || forgot || world.state().faults.contains_key(&Fault::Repeat) {
         soon + leases * 2
     } else {
-        soon
+        Duration::from_millis(200)
     };
-    let by = tokio::time::Instant::now() + within;
-    while let Some(left) = left(world, processes) {
-        if tokio::time::Instant::now() > by {
-            world.violate(|| format!("left behind, {within:?} after everybody ended: {left}"));
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    if !settles(world, within, || left(world)).await {
+        return;
     }
     for process in processes.iter_mut().filter(|process| !process.crashed) {
         if let Some(relatch) = process.relatch.take() {
@@ -319,11 +319,23 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
 /// How far the server's clock is set back at most.
 const BACK_MS: u64 = 400;
 
-/// What is still there that should not be.
-fn left(world: &World, processes: &[Process]) -> Option<String> {
+/// Waits until there is nothing to say.
+async fn settles(world: &World, within: Duration, says: impl Fn() -> Option<String>) -> bool {
+    let by = tokio::time::Instant::now() + within;
+    while let Some(left) = says() {
+        if tokio::time::Instant::now() > by {
+            world.violate(|| format!("left behind, {within:?} after everybody ended: {left}"));
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    true
+}
+
+/// What a client still has to do.
+fn unsettled(processes: &[Process]) -> Option<String> {
     for process in processes.iter().filter(|process| !process.crashed) {
-        let client = process.gate.client;
-        let core = &process.core;
+        let (client, core) = (process.gate.client, &process.core);
         if let Some(trouble) = core.backend.trouble() {
             return Some(format!("client {client} has no link: {trouble}"));
         }
@@ -342,12 +354,14 @@ fn left(world: &World, processes: &[Process]) -> Option<String> {
             return Some(format!("client {client} has something to give back"));
         }
     }
+    None
+}
+
+/// What is still on the server.
+fn left(world: &World) -> Option<String> {
     let state = world.state();
-    let tuning = state.plan.config.tuning();
-    if state.server.is_idle(state.now_ms, tuning) {
-        return None;
-    }
-    Some(state.server.left(state.now_ms, tuning).join(", "))
+    let left = state.server.left(state.now_ms, state.plan.config.tuning());
+    (!left.is_empty()).then(|| left.join(", "))
 }
 
 /// No fault is made from now on, and what was broken works.

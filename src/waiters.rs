@@ -197,6 +197,7 @@ impl Waiters {
                 depth: grant.depth,
                 keep: slot.wanted.keep,
                 label: slot.wanted.label.clone(),
+                upgrade_of: slot.wanted.upgrade_of,
                 resent: false,
                 until,
                 claimed: true,

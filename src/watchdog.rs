@@ -49,6 +49,8 @@ pub(crate) struct Held {
     depth: AtomicU64,
     pub(crate) keep: Keep,
     pub(crate) label: String,
+    /// The hold that it was made from.
+    upgrade_of: Option<RequestId>,
     /// Its lease reaches to the cap: when it ends, that is why.
     capped: AtomicBool,
     /// Its release must leave a mark.
@@ -238,6 +240,7 @@ impl Watchdog {
             depth: AtomicU64::new(grant.depth),
             keep: grant.keep,
             label: grant.label,
+            upgrade_of: grant.upgrade_of,
             capped: AtomicBool::new(cap.since(now) <= grant.keep.lease),
             given_back: AtomicBool::new(false),
             marked: AtomicBool::new(grant.resent),
@@ -293,10 +296,19 @@ impl Watchdog {
 
     /// Ends a hold: its guard is told first, then the server is told that it may go on.
     pub(crate) fn lose(&self, core: &Core, request: RequestId, cause: LostCause) {
-        let kept = self.holds.lock().remove(request);
+        let (kept, from) = {
+            let mut holds = self.holds.lock();
+            let kept = holds.remove(request);
+            // An upgrade that its guard has not taken yet: what it was made from is in it, and goes back with it.
+            let from = kept.as_ref().and_then(|kept| kept.held.upgrade_of);
+            (kept, from.and_then(|from| holds.remove(from)))
+        };
         if let Some(kept) = kept
             && kept.held.finish(cause)
         {
+            if let Some(from) = from {
+                from.held.finish(cause);
+            }
             tracing::warn!(name = %kept.held.name, owner = ?kept.held.member.owner, %cause, "a hold is lost");
             core.reaper.release(core, &kept.held);
         }
@@ -500,6 +512,7 @@ pub(crate) struct Granting {
     pub(crate) depth: u64,
     pub(crate) keep: Keep,
     pub(crate) label: String,
+    pub(crate) upgrade_of: Option<RequestId>,
     /// The acquisition was sent more than once.
     pub(crate) resent: bool,
     pub(crate) until: Moment,

@@ -109,8 +109,8 @@ pub enum Flaw {
     WithdrawalsForgotten,
     /// Releases are answered and not done.
     ReleasesForgotten,
-    /// The server does not see that a request is a copy of one that it knows.
-    CopiesUnknown,
+    /// The server does not see that an acquisition is sent once more, and makes another of it.
+    ResentIsNew,
     /// The server's clock is set forward by more than leases bear.
     ClockForward,
     /// Who is granted a hold by way of the line believes that it lasts longer than it does.
@@ -126,7 +126,7 @@ impl Flaw {
         Flaw::ClocksApart,
         Flaw::WithdrawalsForgotten,
         Flaw::ReleasesForgotten,
-        Flaw::CopiesUnknown,
+        Flaw::ResentIsNew,
         Flaw::ClockForward,
         Flaw::LongGrants,
         Flaw::FencesByCount,

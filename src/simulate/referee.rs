@@ -10,7 +10,8 @@
 //! - **G3** Every new write hold has a greater fence than all before it; a store that checks fences accepts writes in the order of the grants.
 //!
 //! The excuse, and no more: what a server that lost data no longer knows, or knows with a shorter lease, is not held to G1 until it has
-//! been renewed there; a fence is not held to G3 when data was lost and the clock had been set back.
+//! been renewed there; a fence is not held to G3 when the server forgot the last one and its clock shows a
+//! time before it.
 
 use std::collections::BTreeMap;
 use std::future::Future as _;
@@ -41,8 +42,6 @@ pub(super) struct Referee {
     /// What the server has lost, and until when its client may still believe in it, by the server's clock.
     excused: BTreeMap<RequestId, u64>,
     data_lost: bool,
-    clock_back: bool,
-    highest_set_us: i64,
     /// When it will look next at a name.
     looks: BTreeMap<Name, u64>,
     pub(super) wrong: Option<String>,
@@ -59,6 +58,10 @@ struct Seen {
     /// Write holds, by their fences too, in the order of their grants: what was lost may be granted once more.
     order: BTreeMap<(RequestId, u64), u64>,
     granted: u64,
+    /// Its key has expired.
+    expired: bool,
+    /// Fences fell back, and were excused.
+    set_back: bool,
     store: (u64, u64),
 }
 
@@ -122,9 +125,7 @@ impl Referee {
 
     // -- at the server ------------------------------------------------------------------------------------------
 
-    pub(super) fn step(&mut self, call: &Call, answer: &Answer, pushes: &[(ClientId, Push)], set_us: i64) {
-        self.clock_back |= set_us < self.highest_set_us;
-        self.highest_set_us = self.highest_set_us.max(set_us);
+    pub(super) fn step(&mut self, call: &Call, answer: &Answer, pushes: &[(ClientId, Push)], now_us: u64) {
         if let Operation::Acquire(op) = &call.operation {
             self.asked.insert(op.request, (op.owner, op.mode, op.upgrade_of));
         }
@@ -132,18 +133,18 @@ impl Referee {
         for (_, push) in pushes {
             if let Push::Granted { grants, .. } = push {
                 for (request, grant) in grants {
-                    self.granted(&call.name, *request, *grant);
+                    self.granted(&call.name, *request, *grant, now_us);
                 }
             }
         }
         match (&call.operation, &answer.reply) {
             (Operation::Acquire(op), Reply::Acquire(Acquired::Granted(grant))) => {
-                self.granted(&call.name, op.request, *grant);
+                self.granted(&call.name, op.request, *grant, now_us);
             }
             (Operation::Poll(members), Reply::Poll(replies)) => {
                 for (member, reply) in members.iter().zip(replies) {
                     if let Polled::Granted(grant) = reply {
-                        self.granted(&call.name, member.request, *grant);
+                        self.granted(&call.name, member.request, *grant, now_us);
                     }
                 }
             }
@@ -152,12 +153,12 @@ impl Referee {
     }
 
     /// In the order in which the server grants.
-    fn granted(&mut self, name: &Name, request: RequestId, grant: Grant) {
+    fn granted(&mut self, name: &Name, request: RequestId, grant: Grant, now_us: u64) {
         let Some(&(owner, mode, _)) = self.asked.get(&request) else {
             return self.fault(|| format!("{name}: {request} was granted and never asked for"));
         };
-        let excused = self.data_lost && self.clock_back;
         let seen = self.names.entry(name.clone()).or_default();
+        let excused = (self.data_lost || seen.expired) && now_us <= seen.fence;
         if mode != Mode::Write {
             return;
         }
@@ -166,7 +167,14 @@ impl Referee {
         }
         self.grants += 1;
         seen.granted += 1;
-        seen.order.insert((request, grant.fence), seen.granted);
+        // Who re-enters what a replica still knows writes as whoever it was then.
+        let first = seen
+            .order
+            .iter()
+            .find(|((_, fence), _)| *fence == grant.fence)
+            .map(|(_, at)| *at);
+        seen.order
+            .insert((request, grant.fence), first.unwrap_or(seen.granted));
         let grows = grant.fence > seen.fence;
         // A replica may know a hold that has ended since: its owner re-enters that, with a fence that every store refuses.
         let reenters =
@@ -178,6 +186,10 @@ impl Referee {
         }
         if !grows && !reenters {
             if excused {
+                // From there they grow again.
+                seen.set_back = true;
+                seen.fence = grant.fence;
+                seen.writers.insert(grant.fence, owner);
                 self.excuses += 1;
             } else {
                 self.fault(|| {
@@ -190,10 +202,18 @@ impl Referee {
         }
     }
 
+    /// Was this acquired before?
+    pub(super) fn knows(&self, call: &Call) -> bool {
+        matches!(&call.operation, Operation::Acquire(op) if self.asked.contains_key(&op.request))
+    }
+
+    pub(super) fn expired(&mut self, name: &Name) {
+        self.names.entry(name.clone()).or_default().expired = true;
+    }
+
     /// Something writes what the name guards, with a fence. Tells whether it was accepted.
     pub(super) fn store(&mut self, name: &Name, held: &Held) -> bool {
         let (request, fence) = (held.member.request, held.fence);
-        let excused = self.data_lost && self.clock_back;
         let seen = self.names.entry(name.clone()).or_default();
         let Some(&grant) = seen.order.get(&(request, fence)) else {
             self.fault(|| format!("{name}: a guard for {request}, which was never granted"));
@@ -206,7 +226,7 @@ impl Referee {
         }
         seen.store = (fence, grant.max(last));
         // Writes under one fence are one owner's.
-        if fence > greatest && grant < last && !excused {
+        if fence > greatest && grant < last && !seen.set_back {
             self.fault(|| {
                 format!("G3 {name}: the store took a write of {request} after one that was granted later")
             });
@@ -253,10 +273,10 @@ impl Referee {
         sooner
     }
 
-    /// Looks at all guards of a name. `rows` is who holds it, or would if anybody asked now.
-    pub(super) fn look(&mut self, name: &Name, rows: &[HeldRow], now_ms: u64) {
+    /// Looks at all guards of a name. `granted` is what the server has granted, `rows` who would hold if anybody asked now.
+    pub(super) fn look(&mut self, name: &Name, granted: &[HeldRow], rows: &[HeldRow], now_ms: u64) {
         if !self.excused.is_empty() {
-            for row in rows {
+            for row in granted {
                 if self
                     .excused
                     .get(&row.request)

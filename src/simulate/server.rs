@@ -83,6 +83,14 @@ impl Server {
             .unwrap_or_default()
     }
 
+    /// Who has been granted a hold, whether or not its lease has run out.
+    fn granted(&self, name: &Name) -> Vec<HeldRow> {
+        self.names
+            .get(name)
+            .map(|state| state.snapshot(1000).holding)
+            .unwrap_or_default()
+    }
+
     /// Who holds, or would if anybody asked now.
     pub(super) fn holding(&self, name: &Name, now_ms: u64, tuning: Tuning) -> Vec<HeldRow> {
         let Some(state) = self.names.get(name) else {
@@ -108,14 +116,7 @@ impl Server {
         }
     }
 
-    /// Nobody holds and nobody waits, once what has lapsed is gone.
-    pub(super) fn is_idle(&self, now_ms: u64, tuning: Tuning) -> bool {
-        self.names.values().all(|state| {
-            let seen = self.inspect(&mut state.clone(), now_ms, tuning);
-            seen.holders == 0 && seen.waiters == 0
-        })
-    }
-
+    /// Who holds and who waits, once what has lapsed is gone.
     pub(super) fn left(&self, now_ms: u64, tuning: Tuning) -> Vec<String> {
         let mut left = Vec::new();
         for (name, state) in &self.names {
@@ -135,23 +136,30 @@ impl Server {
     }
 
     /// A name that nobody uses expires: when its fence has been kept for long enough, and its marks are over.
-    fn expire(&mut self, name: &Name, now_ms: u64, tuning: Tuning) {
+    /// Tells whether it has.
+    fn expire(&mut self, name: &Name, now_ms: u64, tuning: Tuning) -> bool {
         let server_ms = self.now_us(now_ms) / 1000;
         let Some(state) = self.names.get(name) else {
-            return;
+            return false;
         };
         if !state.is_idle() {
             self.idle_since.remove(name);
         } else if let Some(since) = self.idle_since.get(name) {
             // Never before the time that its fence is: the key's expiry is an absolute time after its last lease.
             let fence_ms = state.snapshot(0).fence / 1000;
-            if server_ms > (since + tuning.retention_ms).max(fence_ms).max(state.marked_until_ms()) {
+            if server_ms
+                > (since + tuning.retention_ms)
+                    .max(fence_ms)
+                    .max(state.marked_until_ms())
+            {
                 self.names.remove(name);
                 self.idle_since.remove(name);
+                return true;
             }
         } else {
             self.idle_since.insert(name.clone(), server_ms);
         }
+        false
     }
 }
 
@@ -207,7 +215,7 @@ impl State {
             b"GET" => b"_\r\n".to_vec(),
             b"EVALSHA" | b"EVAL" => {
                 is_call = true;
-                self.script(client, verb == b"EVAL", wire.is_none(), words)
+                self.script(client, verb == b"EVAL", words)
             }
             _ => b"+OK\r\n".to_vec(),
         };
@@ -216,7 +224,7 @@ impl State {
         }
     }
 
-    fn script(&mut self, client: usize, with_source: bool, copy: bool, words: &Words) -> Vec<u8> {
+    fn script(&mut self, client: usize, with_source: bool, words: &Words) -> Vec<u8> {
         if let Some(refusal) = self.server.refuses {
             return format!("-{refusal}\r\n").into_bytes();
         }
@@ -236,7 +244,7 @@ impl State {
         match self.meant.get(&(client, number)).cloned() {
             Some(meant) => {
                 let meant = match self.plan.flaw {
-                    Some(Flaw::CopiesUnknown) if copy => Arc::new(meant.as_new()),
+                    Some(Flaw::ResentIsNew) if self.referee.knows(&meant.call) => Arc::new(meant.as_new()),
                     _ => meant,
                 };
                 let answer = self.step(client, &meant);
@@ -267,6 +275,9 @@ impl State {
             tuning: *tuning,
             heard: &|client| !trust || listening.contains(&client),
         };
+        if self.server.expire(&call.name, self.now_ms, *tuning) {
+            self.referee.expired(&call.name);
+        }
         let state = self.server.names.entry(call.name.clone()).or_default();
         let (answer, mut pushes) = state.apply(&call.operation, &context);
         if self.plan.flaw == Some(Flaw::LongGrants) {
@@ -284,12 +295,12 @@ impl State {
                 answered(&answer.reply)
             )
         });
-        let set_us = match self.plan.flaw {
+        let believed_us = match self.plan.flaw {
             // Of which the referee must not know.
-            Some(Flaw::FencesByCount) => 0,
-            _ => self.server.set_us,
+            Some(Flaw::FencesByCount) => u64::MAX,
+            _ => now_us,
         };
-        self.referee.step(call, &answer, &pushes, set_us);
+        self.referee.step(call, &answer, &pushes, believed_us);
         if let Some(wrong) = self.referee.wrong.take() {
             self.violate(|| wrong);
         }
@@ -308,7 +319,10 @@ impl State {
                 self.push(wire, bytes.clone());
             }
         }
-        self.server.expire(&call.name, self.now_ms, *tuning);
+        // From now on it may be idle.
+        if self.server.expire(&call.name, self.now_ms, *tuning) {
+            self.referee.expired(&call.name);
+        }
         if self.plan.does(Fault::FailOver) {
             self.remember();
         }
@@ -347,7 +361,8 @@ impl State {
         let tuning = self.plan.config.tuning();
         let rows = self.server.holding(name, self.now_ms, tuning);
         let next = rows.iter().map(|row| row.deadline_ms).min();
-        self.referee.look(name, &rows, self.now_ms);
+        let granted = self.server.granted(name);
+        self.referee.look(name, &granted, &rows, self.now_ms);
         if let Some(wrong) = self.referee.wrong.take() {
             self.violate(|| wrong);
         }
@@ -362,17 +377,12 @@ impl State {
     /// The server goes on with what is in `names`.
     pub(super) fn restore(&mut self, names: Names) {
         // Who waits there may be granted something soon, which is another grant.
-        let granted = |state: &LockState| state.snapshot(1000).holding;
-        let before: Vec<(Name, Vec<HeldRow>)> = self
-            .server
-            .names
-            .iter()
-            .map(|(name, state)| (name.clone(), granted(state)))
-            .collect();
+        let all: Vec<Name> = self.server.names.keys().cloned().collect();
+        let before: Vec<Vec<HeldRow>> = all.iter().map(|name| self.server.granted(name)).collect();
         self.server.begin_again(names);
-        for (name, rows) in before {
-            let left = self.server.names.get(&name).map(granted).unwrap_or_default();
-            self.referee.data_lost(&name, &rows, &left);
+        for (name, rows) in all.iter().zip(before) {
+            let left = self.server.granted(name);
+            self.referee.data_lost(name, &rows, &left);
         }
     }
 }

@@ -369,6 +369,7 @@ impl State {
     /// The client finds it ended at once, the server soon, or much later. What is under way may still arrive before that.
     pub(super) fn cut(&mut self, id: u64) {
         let late = if !self.calm && self.plan.does(Fault::HalfOpen) && self.chance(300) {
+            *self.faults.entry(Fault::HalfOpen).or_default() += 1;
             self.plan.late_ms
         } else {
             5
@@ -391,6 +392,7 @@ impl State {
     /// The client lets it go.
     pub(super) fn let_go(&mut self, id: u64) {
         let late = if self.plan.does(Fault::HalfOpen) && !self.calm {
+            *self.faults.entry(Fault::HalfOpen).or_default() += 1;
             self.plan.late_ms
         } else {
             self.plan.delay_ms

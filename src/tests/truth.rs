@@ -445,3 +445,76 @@ fn a_waiter_gives_up_when_the_server_has_not_answered_for_its_patience() {
         });
     }
 }
+
+#[test]
+fn a_hold_whose_upgrade_was_lost_before_it_was_heard_of_is_lost_with_it() {
+    alone(async {
+        let (clock, server) = world();
+        let (client, other) = (Client::here(&server), Client::here(&server));
+        let guard = client.lock().upgradable_read().await.expect("free");
+        let read = other.lock().read().await.expect("shared");
+        client.wire.fail(Kind::Acquire, Fault::SlowReply);
+        let mut upgrade = ByHand::new(guard.upgrade().timeout(PAUSE).into_future());
+        assert!(upgrade.poll().is_none());
+        // It is granted by a push, and revoked, before its caller has had the reply; then its time is over.
+        drop(read);
+        work().await;
+        let operator = Client::here(&server);
+        let (relatch, lock) = (operator.relatch.clone(), operator.lock());
+        let mut revoked = ByHand::new(async move { relatch.revoke(lock.name()).await });
+        let next = loop {
+            let _ = revoked.poll();
+            work().await;
+            if let Some(next) = other.lock().try_write().await.expect("answered") {
+                break next;
+            }
+        };
+        clock.advance(PAUSE);
+        let failed = upgrade
+            .poll()
+            .expect("its time is over")
+            .expect_err("not heard of");
+        assert!(next.is_held());
+        assert!(!failed.into_guard().is_held(), "another writes");
+    });
+}
+
+#[test]
+fn a_late_failure_of_a_poll_says_nothing_of_a_request_that_asks_again() {
+    alone(async {
+        let (clock, server) = world();
+        let (client, other) = (Client::here(&server), Client::here(&server));
+        let held = other.lock().write().await.expect("free");
+        let mut write = ByHand::new(client.lock().write().into_future());
+        assert!(write.poll().is_none());
+        // It gives no sign of life for a claim, and is passed over.
+        client.wire.fail(Kind::Poll, Fault::NeverSent);
+        pass(&clock, seconds(6)).await;
+        drop(held);
+        let held = other.lock().write().await.expect("passed over");
+        client.wire.spare(Kind::Poll);
+        client.wire.fail(Kind::Acquire, Fault::Slow);
+        let asked = |client: &Client| {
+            let calls = client.wire.calls();
+            calls.into_iter().filter(|kind| *kind == Kind::Acquire).count()
+        };
+        while asked(&client) < 2 {
+            pass(&clock, PAUSE).await;
+            assert!(write.poll().is_none());
+        }
+        // A poll from before fails now, while the acquisition is under way once more.
+        client.wire.heal();
+        pass(&clock, seconds(1)).await;
+        drop(held);
+        work().await;
+        client.wire.let_go();
+        let guard = loop {
+            work().await;
+            if let Some(outcome) = write.poll() {
+                break outcome.expect("granted");
+            }
+            clock.advance(PAUSE);
+        };
+        assert!(guard.is_held());
+    });
+}
