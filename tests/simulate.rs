@@ -70,6 +70,6 @@ fn each_flaw_made_on_purpose_is_found_soon() {
 }
 
 /// How many seeds are run here. For many more: `cargo relatch simulate`.
-const SLICE: u64 = 40;
+const SLICE: u64 = 60;
 /// How many seeds a flaw is given.
 const SOON: u64 = 120;
