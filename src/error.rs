@@ -135,6 +135,15 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
+/// What somebody gave that can't be used, as far as it is fit to be repeated: it may be anything, of any length.
+pub(crate) fn quoted(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        None => format!("{text:?}"),
+        Some((cut, _)) => format!("{:?}…", &text[..cut]),
+    }
+}
+
 /// As a person reads it.
 fn round(time: Duration) -> String {
     format!("{:?}", Duration::from_millis(crate::protocol::millis(time)))

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, quoted};
 use crate::protocol::OwnerId;
 
 tokio::task_local! {
@@ -103,7 +103,8 @@ impl FromStr for Owner {
         match Uuid::try_parse(text) {
             Ok(uuid) => Ok(Self(OwnerId(uuid))),
             Err(error) => Err(ErrorKind::Invalid(format!(
-                "{text:?} is not an owner: {error}; an owner is a UUID as `Owner::to_string` writes it"
+                "{} is not an owner: {error}; an owner is a UUID as `Owner::to_string` writes it",
+                quoted(text)
             ))
             .into()),
         }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::entropy;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, quoted};
 
 /// The longest name, in bytes.
 pub(crate) const MAX_NAME: usize = 512;
@@ -104,9 +104,11 @@ impl FromStr for Mode {
             "read" => Ok(Mode::Read),
             "upgradable" => Ok(Mode::Upgradable),
             "write" => Ok(Mode::Write),
-            other => {
-                Err(ErrorKind::Invalid(format!("{other:?} is not a mode: read, upgradable or write")).into())
-            }
+            other => Err(ErrorKind::Invalid(format!(
+                "{} is not a mode: read, upgradable or write",
+                quoted(other)
+            ))
+            .into()),
         }
     }
 }
@@ -226,9 +228,10 @@ impl RequestId {
 
     pub(crate) fn from_wire(text: &str) -> Option<Self> {
         let (client, number) = text.split_once('.')?;
+        // One request has one text, as a script compares texts.
         Some(Self {
             client: ClientId::from_wire(client)?,
-            number: number.parse().ok()?,
+            number: number_from_wire(number)?,
         })
     }
 }
@@ -544,6 +547,12 @@ impl fmt::Display for ClientInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (pid {}) on {}", self.program, self.pid, self.host)
     }
+}
+
+/// A number as a script or a client of ours writes it: `+7` and `07` are none.
+pub(crate) fn number_from_wire(text: &str) -> Option<u64> {
+    let plain = text == "0" || !text.starts_with(['+', '0']);
+    text.parse().ok().filter(|_| plain)
 }
 
 pub(crate) fn millis(d: Duration) -> u64 {

@@ -16,6 +16,7 @@ use redis::Value;
 use crate::protocol::{
     Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId,
     Polled, Push, Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
+    number_from_wire,
 };
 use crate::state::{BLAME_ROWS, Tuning};
 
@@ -281,11 +282,7 @@ impl<'a> Words<'a> {
 
     fn number(&mut self, what: &str) -> Decoded<u64> {
         let word = self.word(what)?;
-        let plain = word.bytes().all(|byte| byte.is_ascii_digit());
-        word.parse()
-            .ok()
-            .filter(|_| plain)
-            .ok_or_else(|| instead(what, &word))
+        number_from_wire(word).ok_or_else(|| instead(what, &word))
     }
 
     fn ending(&mut self) -> Decoded<Ending> {
@@ -396,7 +393,11 @@ impl Fields {
             mode: self.mode()?,
             since_ms: self.number("a time")?,
             deadline_ms: self.number("a deadline")?,
-            revoked: self.number("0 or 1")? != 0,
+            revoked: match self.number("0 or 1")? {
+                0 => false,
+                1 => true,
+                other => return Err(instead("0 or 1", &other)),
+            },
             label: self.label()?,
         })
     }
@@ -546,7 +547,7 @@ pub(super) fn decode_push(payload: &[u8]) -> Decoded<Push> {
     let fail = || instead(wanted, &text);
     let mut words = text.split(' ');
     let kind = words.next().ok_or_else(fail)?;
-    let now_us: u64 = words.next().and_then(|word| word.parse().ok()).ok_or_else(fail)?;
+    let now_us: u64 = words.next().and_then(number_from_wire).ok_or_else(fail)?;
     let push = match kind {
         "granted" => Push::Granted {
             now_us,
@@ -571,9 +572,9 @@ fn pushed_grant(word: &str) -> Option<(RequestId, Grant)> {
     let mut fields = word.split(',');
     let request = RequestId::from_wire(fields.next()?)?;
     let grant = Grant {
-        fence: fields.next()?.parse().ok()?,
-        deadline_ms: fields.next()?.parse().ok()?,
-        depth: fields.next()?.parse().ok()?,
+        fence: number_from_wire(fields.next()?)?,
+        deadline_ms: number_from_wire(fields.next()?)?,
+        depth: number_from_wire(fields.next()?)?,
     };
     fields.next().is_none().then_some((request, grant))
 }
