@@ -3,6 +3,8 @@
 //! The invariant: results go to stdout, everything else to stderr, and nothing below here ends the process.
 
 mod demo;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod simulate;
 
 use std::io::Write as _;

@@ -11,6 +11,9 @@ mod config;
 mod core;
 mod entropy;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 mod lock;
 mod owner;

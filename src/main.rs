@@ -2,6 +2,10 @@
 
 mod cli;
 
+/// A door for `fuzz/`.
+#[cfg(fuzzing)]
+pub(crate) use cli::fuzz::command_lines;
+
 fn main() -> std::process::ExitCode {
     cli::main()
 }

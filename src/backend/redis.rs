@@ -23,6 +23,8 @@ use crate::error::{Error, ErrorKind};
 use crate::protocol::{Call, ClientId, ClientInfo};
 use crate::state::Tuning;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod link;
 mod options;
 mod refusal;
@@ -35,7 +37,7 @@ mod tests;
 pub(crate) use options::RedisOptions;
 
 use link::{Linker, Live, jitter};
-use refusal::{Refusal, classify};
+use refusal::{Refusal, classify, printable};
 
 /// How long a call that is to be repeated is held back, at least and on top of it at most: callers repeat at once.
 const HELD_BACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(80));
@@ -192,9 +194,10 @@ impl Backend for RedisBackend {
                     Ok(Heard { sent, answer })
                 }
                 Err(malformed) => {
-                    let error = self
-                        .linker
-                        .unreachable(format_args!("gave no answer to what it was asked ({malformed})"));
+                    let error = self.linker.unreachable(format_args!(
+                        "gave no answer to what it was asked ({})",
+                        printable(&malformed.to_string())
+                    ));
                     self.linker.fault(&live, &error);
                     Err(Failure::Unknown(error))
                 }
@@ -290,14 +293,14 @@ fn write_info(info: &ClientInfo) -> String {
     )
 }
 
-/// Lines after the fourth are from versions to come.
+/// Lines after the fourth are from versions to come. Others wrote it, and a person will read it.
 fn read_info(text: &[u8]) -> Option<ClientInfo> {
     let text = std::str::from_utf8(text).ok()?;
-    let mut lines = text.lines();
+    let mut lines = text.split('\n');
     Some(ClientInfo {
-        host: lines.next()?.to_owned(),
+        host: printable(lines.next()?),
         pid: lines.next()?.parse().ok()?,
-        program: lines.next()?.to_owned(),
-        version: lines.next()?.to_owned(),
+        program: printable(lines.next()?),
+        version: printable(lines.next()?),
     })
 }

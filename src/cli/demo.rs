@@ -30,6 +30,8 @@ use self::report::{Ending, Process, Report};
 use self::worker::{Crew, Desk, Workers};
 use super::Outcome;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::process::reads;
 pub(crate) use self::process::work;
 
 pub(crate) const EXIT: &str = "\
@@ -44,21 +46,21 @@ Examples:
 pub(crate) struct Args {
     /// The folder tree to work on; hidden and ignored files are left out
     #[arg(long, value_name = "PATH", default_value = ".")]
-    tree: PathBuf,
+    pub(super) tree: PathBuf,
     /// A Redis server to run on; without one the lock is in this process
     #[arg(long, value_name = "URL", env = "RELATCH_REDIS", hide_env_values = true)]
-    redis: Option<String>,
+    pub(super) redis: Option<String>,
     /// Run in so many processes of their own, on the Redis server; kill one and see
     #[arg(long, value_name = "N", requires = "redis", value_parser = clap::value_parser!(u8).range(1..=16))]
-    processes: Option<u8>,
+    pub(super) processes: Option<u8>,
     /// How long, in seconds: 1 to 25
     #[arg(long, value_name = "S", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=25))]
-    seconds: u64,
+    pub(super) seconds: u64,
     /// Print the result as one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten, next_help_heading = "In each process")]
-    workers: Workers,
+    pub(super) workers: Workers,
 }
 
 /// Short, so that a killed process is soon forgotten; long enough for a machine that is busy.

@@ -611,7 +611,8 @@ impl Linker {
                 Some(Value::BulkString(payload)) => match scripts::decode_push(payload) {
                     Ok(push) => (self.sink)(push),
                     Err(malformed) => {
-                        tracing::warn!(server = %self.target.place, %malformed, "a push that can't be read");
+                        let malformed = printable(&malformed.to_string());
+                        tracing::warn!(server = %self.target.place, malformed, "a push that can't be read");
                     }
                 },
                 _ => tracing::warn!(server = %self.target.place, "a push that can't be read"),
@@ -666,15 +667,15 @@ enum Mode {
 
 /// What `INFO server` says that matters here.
 #[derive(Debug, PartialEq, Eq)]
-struct ServerInfo {
-    version: String,
+pub(super) struct ServerInfo {
+    pub(super) version: String,
     valkey: bool,
     mode: Mode,
 }
 
 impl ServerInfo {
     /// `None` when this is no INFO.
-    fn parse(info: &str) -> Option<Self> {
+    pub(super) fn parse(info: &str) -> Option<Self> {
         let field = |name: &str| {
             info.lines()
                 .filter_map(|line| line.trim().split_once(':'))
@@ -694,7 +695,7 @@ impl ServerInfo {
         })
     }
 
-    fn is_too_old(&self) -> bool {
+    pub(super) fn is_too_old(&self) -> bool {
         let mut parts = self
             .version
             .split('.')

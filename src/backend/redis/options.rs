@@ -25,7 +25,7 @@ pub(crate) struct RedisOptions {
 }
 
 impl RedisOptions {
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -147,7 +147,14 @@ impl Target {
                 )
             }
             #[cfg(unix)]
-            ConnectionAddr::Unix(path) => (Address::Unix(path.clone()), format!("unix://{}", path.display())),
+            ConnectionAddr::Unix(path) => {
+                // As it was typed: a path may have anything in it, such as a newline or a `?`.
+                let shown = ::redis::parse_redis_url(url).map(|url| url.path().to_owned());
+                (
+                    Address::Unix(path.clone()),
+                    format!("unix://{}", shown.unwrap_or_default()),
+                )
+            }
             _ => return Err(invalid("that kind of connection is not supported")),
         };
         if login.db() != 0 {

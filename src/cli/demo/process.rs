@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
@@ -41,8 +41,20 @@ async fn send(pipe: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) ->
     Ok(())
 }
 
+/// The line is not repeated: the plan has the server's address in it, and that its password.
 fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
-    serde_json::from_str(line).with_context(|| format!("not a line of this program: {line:.80}"))
+    serde_json::from_str(line).map_err(|error| {
+        let (kind, column) = (error.classify(), error.column());
+        anyhow!("not a line of this program ({kind:?}, at its byte {column})")
+    })
+}
+
+/// Whether either side takes it for one of its lines; the error if neither does.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn reads(line: &str) -> anyhow::Result<()> {
+    parse::<Tell>(line)
+        .map(drop)
+        .or_else(|_| parse::<super::referee::Ask>(line).map(drop))
 }
 
 pub(crate) fn start() -> anyhow::Result<Child> {
