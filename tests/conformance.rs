@@ -144,9 +144,14 @@ mod claims {
 
     pub async fn an_owner_that_writes_enters_every_mode(world: &World) {
         let a = world.client().await;
-        Owner::new()
+        let owner = Owner::new();
+        owner
             .scope(async {
                 let outer = lock(&a).write().await.unwrap();
+                assert_eq!(
+                    (outer.owner(), Owner::current()),
+                    (owner.clone(), Some(owner.clone()))
+                );
                 let write = soon(lock(&a).write()).await.unwrap();
                 let upgradable = soon(lock(&a).upgradable_read()).await.unwrap();
                 let read = soon(lock(&a).read()).await.unwrap();
@@ -584,6 +589,29 @@ mod claims {
             next.is_held(),
             "a release after the lease takes nothing from others"
         );
+    }
+
+    pub async fn a_fixed_lease_is_counted_from_its_grant(world: &World) {
+        let builder = Relatch::builder().claim(ms(600));
+        let (a, b) = (
+            world.client_of(builder.clone()).await,
+            world.client_of(builder).await,
+        );
+        let held = lock(&a).write().await.unwrap();
+        let next = tokio::spawn(lock(&b).write().lease(ms(10_000)).into_future());
+        waiters(&a, 1).await;
+        held.release().await.unwrap();
+        let next = soon(next).await.unwrap().unwrap();
+        // It is granted for a claim, and renewed once when a part of that has passed.
+        let mut lease = Duration::ZERO;
+        eventually_async(BOUND, "it is renewed", async || {
+            let holder = a.inspect("it").await.unwrap().holders.remove(0);
+            lease = holder.held_for + holder.lease_left;
+            lease > ms(600)
+        })
+        .await;
+        assert_eq!(lease, ms(10_000));
+        next.release().await.unwrap();
     }
 
     pub async fn the_watchdog_renews_for_as_long_as_the_guard_lives(world: &World) {
@@ -1067,6 +1095,7 @@ on_every_backend! {
     a_timeout_of_zero_asks_once
     an_absurd_timeout_waits
     a_fixed_lease_ends_and_the_next_enters
+    a_fixed_lease_is_counted_from_its_grant
     the_watchdog_renews_for_as_long_as_the_guard_lives
     a_granted_waiter_is_renewed_past_its_claim
     a_waiter_outlasts_many_claims

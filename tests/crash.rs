@@ -171,9 +171,14 @@ async fn a_grant_to_a_stopped_process_ends_after_a_claim() {
     .await;
     // Its connection is open, so the server takes its message for heard.
     waiter.stop();
-    let next = tokio::spawn(lock(&relatch).write().into_future());
     held.release().await.unwrap();
-    drop(soon(next).await.unwrap().unwrap());
+    // Nobody else has it yet, and it has said nothing that would make its claim a lease.
+    let seen = relatch.inspect("it").await.unwrap();
+    assert!(
+        seen.holders.iter().all(|holder| holder.lease_left <= CLAIM),
+        "{seen:?}"
+    );
+    drop(soon(lock(&relatch).write()).await.unwrap());
     waiter.cont();
     waiter.kill();
 }

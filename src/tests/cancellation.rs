@@ -606,6 +606,33 @@ fn closing_gives_back_what_is_being_released() {
 }
 
 #[test]
+fn closing_takes_out_of_the_line_who_does_not_look() {
+    alone(async {
+        let world = World::new();
+        let other = Client::here(&world.server);
+        let held = other.lock().write().await.expect("free");
+        let mut write = ByHand::new(world.client.lock().write().into_future());
+        assert!(write.poll().is_none());
+        work().await;
+        assert_eq!(other.server_has().waiters, 1);
+        let relatch = world.client.relatch.clone();
+        let mut close = ByHand::new(async move { relatch.close().await });
+        assert!(close.poll().is_none());
+        work().await;
+        assert!(close.poll().is_some_and(|closed| closed.is_ok()));
+        assert_eq!(other.server_has().waiters, 0);
+        drop(held);
+        work().await;
+        assert!(world.server.is_idle());
+        assert!(
+            write
+                .poll()
+                .is_some_and(|got| got.is_err_and(|error| error.is_closed()))
+        );
+    });
+}
+
+#[test]
 fn nothing_is_acquired_after_closing() {
     alone(async {
         let mut world = World::new();

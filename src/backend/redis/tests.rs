@@ -340,6 +340,22 @@ async fn a_server_that_stands_still_is_noticed_and_taken_back() {
 }
 
 #[tokio::test]
+async fn a_lease_is_counted_from_before_the_call_was_sent() {
+    let server = Server::start(&[]);
+    let backend = linked(RedisOptions::new(server.url())).await;
+    works(&backend).await;
+    server.signal(Signal::STOP);
+    let call = look("x");
+    let mut called = backend.call(&call);
+    assert!(futures_util::poll!(&mut called).is_pending());
+    // It is on its way, and can't have been answered yet.
+    let before_the_answer = Clock::system().now();
+    server.signal(Signal::CONT);
+    let heard = soon(called).await.expect("an answer");
+    assert!(heard.sent <= before_the_answer);
+}
+
+#[tokio::test]
 async fn an_unanswered_call_is_unknown_and_takes_the_link_down() {
     let server = Server::start(&[]);
     let options = RedisOptions {
