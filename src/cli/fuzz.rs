@@ -8,9 +8,13 @@ use super::{Cli, Command, demo};
 
 const SECRET: &str = "redis://ann:s3cret@cache";
 
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 30] = [
     "demo",
     "demo-worker",
+    "simulate",
+    "--seeds",
+    "--from",
+    "--trace",
     "help",
     "--help",
     "--version",
@@ -105,6 +109,9 @@ fn try_command_lines(u: &mut Unstructured<'_>) -> Result<()> {
         Ok(Cli {
             command: Command::DemoWorker,
         }) => assert!(line.iter().any(|word| word == "demo-worker")),
+        Ok(Cli {
+            command: Command::Simulate(_),
+        }) => assert!(line.iter().any(|word| word == "simulate")),
         Err(error) => {
             assert_eq!(
                 error.exit_code(),

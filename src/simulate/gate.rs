@@ -1,5 +1,6 @@
 //! A client's process: it can be stopped, and then none of its tasks does a step, whatever it waits for.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -133,6 +134,12 @@ impl Future for Gated {
         }
         self.yielded = false;
         self.task.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gate")
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) struct Target {
     pub(super) place: String,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Address {
     Tcp(String, u16),
     #[cfg(unix)]

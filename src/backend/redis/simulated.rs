@@ -4,6 +4,7 @@
 //! what the call with a number means ([`Network::calling`]), asks the machine in `state.rs`, and writes the reply with
 //! [`reply`], which is the inverse of [`scripts::decode`]. **When you change a reply, change it here.**
 
+use std::fmt;
 use std::io;
 
 use redis::Value;
@@ -20,7 +21,7 @@ use crate::state::Tuning;
 use super::scripts;
 
 /// What one simulated client reaches servers by.
-pub(crate) trait Network: Send + Sync {
+pub(crate) trait Network: fmt::Debug + Send + Sync {
     fn connect(&self) -> Later<'_, io::Result<Box<dyn Stream>>>;
 
     /// The client is about to send this call with this number.
