@@ -163,6 +163,8 @@ impl Referee {
             return;
         }
         if seen.order.contains_key(&(request, grant.fence)) {
+            // A replica may grant it again after somebody else had that fence, which was excused.
+            seen.writers.insert(grant.fence, owner);
             return;
         }
         self.grants += 1;
