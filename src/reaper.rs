@@ -105,8 +105,13 @@ impl Reaper {
             // It was given back when the client ended.
             return;
         }
-        // The hold lapses within a lease of the last time it was renewed, and the server's clock may be a little slower.
-        let give_up = core.clock.now().plus(lease + lease / 10);
+        // The hold lapses within a lease of the last time it was renewed, and the server's clock may be a little slower. An acquisition
+        // may still be under way, in the buffers of a server that is stopped, say: it is withdrawn for as long as a mark would be kept.
+        let under_way = match &call.operation {
+            Operation::Withdraw(_) => Duration::from_millis(core.config.tuning().mark_ms),
+            _ => Duration::ZERO,
+        };
+        let give_up = core.clock.now().plus(under_way + lease + lease / 10);
         // A withdrawal settles whatever the request has come to; a release only what was granted.
         if let (Operation::Release(_), Some(Operation::Withdraw(_))) = (
             &call.operation,
