@@ -254,7 +254,7 @@ fn time_is_read_in_one_place() {
 
 #[derive(Clone, Debug)]
 struct Step {
-    pass_us: u64,
+    pass_us: i64,
     act: Act,
 }
 
@@ -332,8 +332,10 @@ fn some_act() -> impl Strategy<Value = Act> {
 
 fn some_step() -> impl Strategy<Value = Step> {
     let pass_us = prop_oneof![
-        20 => Just(0), 5 => Just(1_000), 2 => Just(1), 2 => Just(999), 4 => 0..2_000_000_u64, 2 => Just(4_999_000), 2 => Just(5_000_000),
-        1 => Just(25_000_000), 1 => Just(30_000_000), 1 => 0..120_000_000_u64, 1 => Just(600_000_000),
+        20 => Just(0), 5 => Just(1_000), 2 => Just(1), 2 => Just(999), 4 => 0..2_000_000_i64, 2 => Just(4_999_000), 2 => Just(5_000_000),
+        1 => Just(25_000_000), 1 => Just(30_000_000), 1 => 0..120_000_000_i64, 1 => Just(600_000_000),
+        // Somebody sets the clock back.
+        1 => -40_000_000..0_i64,
     ];
     (pass_us, some_act()).prop_map(|(pass_us, act)| Step { pass_us, act })
 }
@@ -410,7 +412,7 @@ impl Bench {
         let mut numbers = 0;
         for (at, step) in steps.iter().enumerate() {
             self.steps += 1;
-            now_us += step.pass_us;
+            now_us = now_us.saturating_add_signed(step.pass_us);
             let before = state.normal(now_us);
             let pick = |which: u8| match known.as_slice() {
                 [] => Member {
@@ -934,14 +936,16 @@ fn same<T: PartialEq + fmt::Debug>(what: &str, server: &T, expected: &T) -> Resu
 }
 
 /// Runs sequences from a seed; on a difference panics with the shortest one found.
-fn sequences(bench: &RefCell<Bench>, seed: u8, cases: u32) {
+fn sequences(bench: &RefCell<Bench>, seed: u64, cases: u32) {
     let config = Config {
         cases,
         failure_persistence: None,
         max_shrink_iters: 3000,
         ..Config::default()
     };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]));
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let result = runner.run(&some_steps(), |(trust, steps)| {
         bench
             .borrow_mut()
@@ -951,33 +955,34 @@ fn sequences(bench: &RefCell<Bench>, seed: u8, cases: u32) {
     match result {
         Ok(()) => {}
         Err(TestError::Fail(why, (trust, steps))) => {
-            panic!("{why}\nin {} steps, trust {trust}: {steps:#?}", steps.len())
+            panic!(
+                "{why}\nin {} steps, trust {trust}, seed {seed}: {steps:#?}",
+                steps.len()
+            )
         }
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
 }
 
-/// As many sequences as run in 20 s, or `RELATCH_SEQUENCES`.
+/// A number from the environment, if it is there.
+fn asked_for(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{variable} is {text:?}; a number is wanted")))
+}
+
+/// 400 sequences, or `RELATCH_SEQUENCES`; from seed 0 on, or `RELATCH_SEED`, 25 of each.
 #[test]
 fn scripts_do_what_the_machine_does() {
-    let wanted: Option<u32> = std::env::var("RELATCH_SEQUENCES")
-        .ok()
-        .and_then(|n| n.parse().ok());
-    let first_seed: u8 = std::env::var("RELATCH_SEED")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
+    let wanted = asked_for("RELATCH_SEQUENCES").unwrap_or(400);
+    let first_seed = asked_for("RELATCH_SEED").unwrap_or(0);
     let bench = RefCell::new(Bench::new());
-    let until = Instant::now() + Duration::from_secs(20);
-    let mut done = 0;
-    for round in 0_u8.. {
-        if wanted.map_or(Instant::now() >= until, |wanted| done >= wanted) {
-            break;
-        }
+    let begun = Instant::now();
+    for round in 0..wanted.div_ceil(25) {
         sequences(&bench, first_seed.wrapping_add(round), 25);
-        done += 25;
     }
-    println!("{} steps in {done} sequences", bench.borrow().steps);
+    let steps = bench.borrow().steps;
+    println!("{steps} steps in {wanted} sequences, {:.0?}", begun.elapsed());
 }
 
 /// What random sequences seldom come to.
