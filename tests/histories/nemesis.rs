@@ -315,7 +315,7 @@ fn died_of_it(status: ExitStatus) -> bool {
     status.signal() == Some(9)
 }
 
-/// The two threads.
+/// The three threads.
 pub struct Nemesis {
     threads: Vec<(mpsc::Sender<()>, JoinHandle<()>)>,
 }

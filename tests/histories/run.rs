@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::history::{At, Event, Resource, wall_clock_ahead};
 use super::judge::{Circumstances, Judgement, judge};
 use super::keeper::Keepers;
-use super::nemesis::{Fault, Nemesis, Victims};
+use super::nemesis::{Fault, Kind, Nemesis, Victims};
 use super::support::{RedisServer, Reply, eventually_async};
 use super::worker::connect;
 
@@ -85,13 +85,16 @@ impl Run {
         };
         drop(dump);
 
+        let faults = victims.faults();
         let circumstances = Circumstances {
             begun,
-            keeps_data: plan.keeps_data,
+            losses: match plan.keeps_data {
+                true => Vec::new(),
+                false => losses(&faults),
+            },
             killed: victims.killed(),
         };
         let judgement = judge(&keepers.books.lock(), &circumstances);
-        let faults = victims.faults();
         let recoveries = recoveries(&keepers, &victims, &faults);
         Self {
             plan,
@@ -219,6 +222,14 @@ pub fn still_there(server: &RedisServer) -> Vec<String> {
         }
     }
     left
+}
+
+/// When the server was killed and came back empty.
+fn losses(faults: &[Fault]) -> Vec<(At, At)> {
+    let lost = faults
+        .iter()
+        .filter(|fault| matches!(fault.kind, Kind::KillServer | Kind::RestartAll));
+    lost.map(|fault| (fault.from, fault.to)).collect()
 }
 
 fn recoveries(keepers: &Keepers, victims: &Victims, faults: &[Fault]) -> Vec<(Fault, Duration)> {
