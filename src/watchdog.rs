@@ -518,3 +518,51 @@ pub(crate) struct Granting {
     pub(crate) until: Moment,
     pub(crate) claimed: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{ClientId, OwnerId};
+
+    /// As when the answer to a renewal is handled just after the end, and before the timer that would have said so.
+    #[test]
+    fn what_has_ended_is_not_pushed_out_again() {
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        let request = RequestId {
+            client: ClientId::random(),
+            number: 1,
+        };
+        let held = Held {
+            name: Name::new("job").expect("a name"),
+            member: Member {
+                request,
+                owner: OwnerId::of(request),
+            },
+            fence: 1,
+            depth: AtomicU64::new(1),
+            keep: Keep {
+                lease: Duration::from_secs(10),
+                fixed: false,
+                max_hold: None,
+                cap: Moment::FAR,
+            },
+            label: String::new(),
+            upgrade_of: None,
+            capped: AtomicBool::new(false),
+            marked: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            given_back: AtomicBool::new(false),
+            cap: Moment::FAR,
+            until: AtomicU64::new(nanos(at(110))),
+            end: Mutex::new(None),
+            ended: Notify::new(),
+        };
+        held.push_out(at(109), at(119));
+        assert_eq!(held.until(), at(119));
+        held.push_out(at(110), at(112));
+        assert_eq!(held.until(), at(119), "a renewal never shortens");
+        held.push_out(at(119), at(129));
+        assert_eq!(held.until(), at(119));
+        assert_eq!(held.end(at(119)), Some(LostCause::Lapsed));
+    }
+}
