@@ -2,6 +2,7 @@
 //!
 //! The invariant: results go to stdout, everything else to stderr, and nothing below here ends the process.
 
+mod bench;
 mod demo;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "relatch", version, about, max_term_width = 100)]
 #[command(
-    after_help = "Exit status: 0 all is well; 1 the answer is no (a verdict failed); 2 it could not run."
+    after_help = "Exit status: 0 all is well; 1 the answer is no (a verdict failed, a bar was missed); 2 it could not run."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +35,12 @@ enum Command {
     /// One process of a demo over several: speaks JSON lines with its parent
     #[command(hide = true)]
     DemoWorker,
+    /// Measures the lock against floors of the same run, and holds it to its bars
+    #[command(after_help = bench::EXIT)]
+    Bench(bench::Args),
+    /// One process of the case `handoff`: speaks JSON lines with its parent
+    #[command(hide = true)]
+    BenchWorker,
 }
 
 /// Whether what was asked turned out well. "Could not run" is an error.
@@ -56,7 +63,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut builder = match cli.command {
+        // What is measured and its floor run on one thread: a second would compete with the server for its core.
+        Command::Bench(_) | Command::BenchWorker => tokio::runtime::Builder::new_current_thread(),
+        Command::Demo(_) | Command::DemoWorker => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
         .enable_all()
         .build()
         .context("no runtime could be started")?;
@@ -68,6 +80,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
                 .await
                 .context("the simulation panicked")?,
             Command::DemoWorker => demo::work().await.map(|()| Outcome::Yes),
+            Command::Bench(args) => bench::run(args).await,
+            Command::BenchWorker => bench::work().await.map(|()| Outcome::Yes),
         }
     });
     // Reading stdin blocks a thread that nobody can interrupt.

@@ -5,7 +5,7 @@
 //! on what the server says at the end, never on what the lock says of itself.
 
 mod catalogue;
-mod process;
+pub(super) mod process;
 mod referee;
 mod report;
 mod worker;
@@ -114,7 +114,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 workers: args.workers,
             };
             for number in 1..=usize::from(processes) {
-                let child = process::start()?;
+                let child = process::start("demo-worker")?;
                 let pid = child.id();
                 progress.say(&format!("worker {number}: pid {}", pid.unwrap_or_default()));
                 let served = process::serve(child, number, plan.clone(), referee.clone(), stopped.clone());

@@ -33,7 +33,10 @@ enum Tell {
     Stop,
 }
 
-async fn send(pipe: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) -> anyhow::Result<()> {
+pub(in crate::cli) async fn send(
+    pipe: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     pipe.write_all(&line).await?;
@@ -42,7 +45,7 @@ async fn send(pipe: &mut (impl AsyncWrite + Unpin), message: &impl Serialize) ->
 }
 
 /// The line is not repeated: the plan has the server's address in it, and that its password.
-fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
+pub(in crate::cli) fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
     serde_json::from_str(line).map_err(|error| {
         let (kind, column) = (error.classify(), error.column());
         anyhow!("not a line of this program ({kind:?}, at its byte {column})")
@@ -57,11 +60,12 @@ pub(crate) fn reads(line: &str) -> anyhow::Result<()> {
         .or_else(|_| parse::<super::referee::Ask>(line).map(drop))
 }
 
-pub(crate) fn start() -> anyhow::Result<Child> {
+/// This program again, as its hidden command `worker`.
+pub(in crate::cli) fn start(worker: &str) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("this program does not know where it is")?;
     let mut command = Command::new(program);
     command
-        .arg("demo-worker")
+        .arg(worker)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true);

@@ -1,0 +1,127 @@
+//! How many pairs of our two scripts per second Redis' own client gets out of the server: `redis-benchmark -P 16`, a client in C that does
+//! nothing with the answers.
+//!
+//! It repeats one command, so the two scripts are run one after the other, and their rates combined: a pair takes as long as one of each.
+//! Each must do its whole work. So there are many names that were used before, and each run touches a fifth of them, at random: acquisitions
+//! find them free, releases held (one in ten comes by a name a second time, and then does less; that makes the floor a little higher). Both are the very calls that a
+//! client of the lock sends, but for the number in the first key. A pair in write mode touches no other key.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use redis::{Cmd, ConnectionAddr};
+use tokio::process::Command;
+
+use super::ground::Ground;
+use super::server::Server;
+
+/// What redis-benchmark writes a random number of twelve digits for.
+const NUMBER: &str = "__rand_int__";
+/// Where no server answers it would wait for ever.
+const BOUND: Duration = Duration::from_secs(60);
+
+pub(crate) struct RedisBenchmark {
+    address: Vec<String>,
+}
+
+/// And why.
+pub(crate) struct Unable(pub(crate) String);
+
+impl RedisBenchmark {
+    pub(crate) async fn find(redis: &Server) -> Result<Self, Unable> {
+        let login = redis.info.redis_settings();
+        if login.password().is_some() {
+            return Err(Unable(
+                "redis-benchmark takes a password only where everybody can read it".into(),
+            ));
+        }
+        let mut address = match redis.info.addr() {
+            ConnectionAddr::Tcp(host, port) => vec!["-h".into(), host.clone(), "-p".into(), port.to_string()],
+            ConnectionAddr::Unix(path) => vec!["-s".into(), path.display().to_string()],
+            _ => return Err(Unable("redis-benchmark can't reach this kind of address".into())),
+        };
+        address.extend(["--dbnum".into(), login.db().to_string()]);
+        let version = Command::new("redis-benchmark")
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .await;
+        match version {
+            Ok(output) if output.status.success() => Ok(Self { address }),
+            Ok(_) => Err(Unable("redis-benchmark does not work here".into())),
+            Err(error) => Err(Unable(format!("redis-benchmark is not on the PATH ({error})"))),
+        }
+    }
+
+    pub(crate) async fn pairs_per_second(&self, ground: &Ground, redis: &Server) -> anyhow::Result<f64> {
+        let names = ground.size(100_000, 10_000);
+        let base = ground.name("numbered");
+        let name = |number: &dyn std::fmt::Display| format!("{base}/{number}");
+        let all: Vec<String> = (0..names)
+            .map(|number| name(&format_args!("{number:012}")))
+            .collect();
+        let calls =
+            |words: &[Vec<u8>]| -> Vec<Cmd> { all.iter().map(|name| redis.pair.call(words, name)).collect() };
+        let (acquire, release) = (&redis.pair.acquire, &redis.pair.release);
+        let (acquire_all, release_all) = (calls(acquire), calls(release));
+
+        let measured = async {
+            redis.ask_all(&acquire_all).await?;
+            redis.ask_all(&release_all).await?;
+            let acquires = self.rate(redis, acquire, &name(&NUMBER), names).await?;
+            redis.ask_all(&acquire_all).await?;
+            let releases = self.rate(redis, release, &name(&NUMBER), names).await?;
+            anyhow::Ok(1.0 / (1.0 / acquires + 1.0 / releases))
+        }
+        .await;
+        // They are many: not all case long.
+        redis.delete(&all).await?;
+        measured
+    }
+
+    async fn rate(&self, redis: &Server, words: &[Vec<u8>], name: &str, names: usize) -> anyhow::Result<f64> {
+        let mut command = Command::new("redis-benchmark");
+        command
+            .args(&self.address)
+            .args(["-3", "-P", "16", "--csv"])
+            .args(["-n", &(names / 5).to_string(), "-r", &names.to_string()])
+            .args(redis.pair.words(words, name)?)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(BOUND, command.output())
+            .await
+            .context("redis-benchmark did not end")?
+            .context("redis-benchmark could not be started")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        requests_per_second(&text).with_context(|| {
+            format!(
+                "redis-benchmark said {text:.200} {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+        })
+    }
+}
+
+/// The second field of the last line; the first may have anything in it.
+fn requests_per_second(csv: &str) -> Option<f64> {
+    let line = csv.lines().rfind(|line| line.starts_with('"'))?;
+    let fields: Vec<&str> = line.trim_end().rsplitn(8, "\",\"").collect();
+    // The fields from the last: max, p99, p95, p50, min, average, rate, command.
+    let rate = fields.get(6)?.trim_matches('"');
+    rate.parse().ok().filter(|rate| *rate > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_read_whatever_the_command_was() {
+        let csv = "\"test\",\"rps\",\"avg_latency_ms\",\"min_latency_ms\",\"p50_latency_ms\",\"p95_latency_ms\",\"p99_latency_ms\",\"max_latency_ms\"\n\
+            \"EVALSHA a 1 k:{\",\"} 7\",\"181818.17\",\"0.5\",\"0.1\",\"0.4\",\"0.9\",\"1.0\",\"1.2\"\n";
+        assert_eq!(requests_per_second(csv), Some(181818.17));
+        assert_eq!(requests_per_second("Could not connect to Redis"), None);
+        assert_eq!(requests_per_second(csv.lines().next().unwrap_or_default()), None);
+    }
+}
