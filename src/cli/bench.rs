@@ -72,6 +72,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         [] => Case::value_variants().to_vec(),
         named => named.to_vec(),
     };
+    if let Some(path) = &args.plot {
+        // Now, not after minutes.
+        let opened = std::fs::File::options().append(true).create(true).open(path);
+        opened.with_context(|| format!("{} can't be written", path.display()))?;
+    }
     let seconds = args.seconds.unwrap_or(if args.quick { 1 } else { 5 });
     let ground = Ground::new(args.redis.as_deref(), seconds, args.quick).await?;
     let mut report = Report::new(&ground, seconds);

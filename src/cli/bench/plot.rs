@@ -9,14 +9,14 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::{Case, Point, Report, Row, Verdict, number, with_unit};
 
-const WIDTH: u32 = 1100;
+const WIDTH: u32 = 1200;
 const LINE: u32 = 26;
 const PANEL: u32 = 300;
 /// Where the bars begin, and where the one that is just met ends.
-const LEFT: i32 = 430;
-const FULL: i32 = 300;
+const LEFT: i32 = 460;
+const FULL: i32 = 280;
 /// A bar that is longer is cut.
-const LONGEST: f64 = 1.6;
+const LONGEST: f64 = 1.4;
 
 const GOOD: RGBColor = RGBColor(0x2a, 0x7f, 0x62);
 const BAD: RGBColor = RGBColor(0xc0, 0x39, 0x2b);
@@ -103,7 +103,7 @@ fn draw(
             Some(Verdict::Unknown) => "no floor".into(),
             _ => with_unit(row.value, row.unit) + &ratio.unwrap_or_default(),
         };
-        let said = format!("{said}; the bar: {}", row.bar_text());
+        let said = format!("{said} (bar {})", row.bar_text());
         let beyond = end.max(LEFT + FULL) + 10;
         head.draw(&Text::new(said, (beyond, y), beside(HPos::Left, colour)))?;
     }
@@ -111,6 +111,12 @@ fn draw(
         let bottom = i32::try_from(table)? - 12;
         let bar = [(LEFT + FULL, 46), (LEFT + FULL, bottom)];
         head.draw(&PathElement::new(bar, BLACK.stroke_width(2)))?;
+        let what = "what ends left of the line meets its bar";
+        head.draw(&Text::new(
+            what,
+            (LEFT + FULL + 10, 38),
+            beside(HPos::Left, &QUIET),
+        ))?;
     }
     let panes = charts.split_evenly((panels.len().div_ceil(2).max(1), 2));
     for ((case, lines), pane) in panels.iter().zip(&panes) {
@@ -135,7 +141,7 @@ fn panel(pane: &Area<'_>, case: Case, lines: &Lines<'_>) -> Result<(), Box<dyn s
         .margin(12)
         .x_label_area_size(34)
         .y_label_area_size(64)
-        .build_cartesian_2d((1..last).log_scale(), 0.0..(most * 1.15).max(f64::MIN_POSITIVE))?;
+        .build_cartesian_2d((1..last).log_scale(), 0.0..(most * 1.6).max(f64::MIN_POSITIVE))?;
     chart
         .configure_mesh()
         .x_desc(of)
@@ -165,7 +171,7 @@ fn panel(pane: &Area<'_>, case: Case, lines: &Lines<'_>) -> Result<(), Box<dyn s
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .label_font(("sans-serif", 12))
         .draw()?;

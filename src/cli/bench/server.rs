@@ -1,6 +1,6 @@
 //! The server itself, past the lock: bare calls for floors, what it counts, and the deletion of what was made.
 //!
-//! The only file outside `backend/redis` that names the crate `redis`: a floor is what the same connection costs without the lock.
+//! Only the library's backend and this bench name the crate `redis`: a floor is what the same connection costs without the lock.
 //! The connection is of the same kind as the lock's: multiplexed, RESP3, TCP_NODELAY.
 
 use std::collections::BTreeMap;

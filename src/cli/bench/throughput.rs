@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::ground::{Ground, median, some};
 use super::redis_benchmark::{RedisBenchmark, Unable};
 use super::report::{Bar, Measured, Row};
+use super::server::Stats;
 
 const TASKS: [usize; 6] = [1, 4, 16, 64, 256, 1024];
 /// Where the bar is.
@@ -35,10 +36,17 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     let slice = ground.seconds() / (3 * (TASKS.len() as u32 + 1));
     let mut reached = TASKS.map(|_| Vec::new());
     let mut floors = Vec::new();
+    let mut server = Vec::new();
     ground
         .rounds(3, async |_| {
             for (tasks, reached) in TASKS.iter().zip(&mut reached) {
-                reached.push(pairs_per_second(&client, &locks, *tasks, slice).await?);
+                let before = stats(ground).await?;
+                let rate = pairs_per_second(&client, &locks, *tasks, slice).await?;
+                if *tasks == JUDGED {
+                    let (scripts, usec) = stats(ground).await?.since(&before).scripts();
+                    server.push(2.0 * usec / scripts);
+                }
+                reached.push(rate);
             }
             floors.push(match &bench {
                 Some((bench, redis)) => bench.pairs_per_second(ground, redis).await?,
@@ -62,11 +70,26 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
             _ => row,
         }
     });
-    let rows = rows.collect();
+    let mut rows: Vec<Row> = rows.collect();
+    if ground.redis.is_some() {
+        rows.push(Row::new(
+            format!("{JUDGED} tasks, server time of a pair"),
+            median(&server),
+            "µs",
+        ));
+    }
     if let Some(why) = unable {
         ground.note(format!("throughput has no floor: {why}"));
     }
     Ok(Measured::Rows(rows))
+}
+
+/// Nothing, where nothing counts.
+async fn stats(ground: &Ground) -> anyhow::Result<Stats> {
+    match &ground.redis {
+        Some(redis) => redis.stats().await,
+        None => Ok(Stats::default()),
+    }
 }
 
 async fn warm(lock: &RwLock) -> Result<(), relatch::Error> {
