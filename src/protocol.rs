@@ -12,6 +12,7 @@
 //!
 //! A hold is the set of an owner's granted requests; its depth in a mode is how many of them are in that mode.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -203,6 +204,9 @@ impl fmt::Debug for ClientId {
         f.write_str(&self.wire())
     }
 }
+
+/// What belongs to clients or to requests. Their ids are random or our own: nobody can choose them so that they collide, which is what a slower hash is for.
+pub(crate) type Ids<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Times in tickets and requests are microseconds from here (2025-01-01), so that four bands of tickets fit into a double until 2096.
 pub(crate) const EPOCH_US: u64 = 1_735_689_600_000_000;

@@ -17,7 +17,9 @@ use crate::backend::{Failure, Heard};
 use crate::clock::Moment;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Call, Ending, Grant, MAX_BATCH, Member, Name, Operation, Polled, Reply, RequestId};
+use crate::protocol::{
+    Call, Ending, Grant, Ids, MAX_BATCH, Member, Name, Operation, Polled, Reply, RequestId,
+};
 use crate::watchdog::{Granting, Held, Keep};
 
 /// What became of a request in line.
@@ -52,7 +54,7 @@ pub(crate) struct Waiters {
 
 #[derive(Default)]
 struct Line {
-    slots: HashMap<RequestId, Slot>,
+    slots: Ids<RequestId, Slot>,
     agenda: BTreeSet<(Moment, RequestId)>,
     asleep_until: Option<Moment>,
     /// The client ends: nobody gets in line any more.

@@ -21,7 +21,7 @@ use crate::clock::Moment;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::protocol::{
-    Call, Ending, MAX_BATCH, Member, Name, Operation, Renewal, Renewed, Reply, RequestId, millis,
+    Call, Ending, Ids, MAX_BATCH, Member, Name, Operation, Renewal, Renewed, Reply, RequestId, millis,
 };
 
 /// What is taken off a lease so that it ends here before it ends there.
@@ -182,7 +182,7 @@ pub(crate) struct Watchdog {
 
 #[derive(Default)]
 struct Holds {
-    kept: HashMap<RequestId, Kept>,
+    kept: Ids<RequestId, Kept>,
     agenda: BTreeSet<(Moment, RequestId)>,
     /// Until when the watchdog sleeps; nothing before that needs to wake it.
     asleep_until: Option<Moment>,

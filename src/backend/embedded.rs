@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::backend::{Backend, Failure, Heard, Later, Sink};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Call, ClientId, ClientInfo, Name, Push};
+use crate::protocol::{Call, ClientId, ClientInfo, Ids, Name, Push};
 use crate::state::{Context, LockState, Tuning};
 
 /// A lock server within this process, for programs that need no other and for tests.
@@ -51,7 +51,7 @@ struct World {
     locks: HashMap<Name, Slot>,
     /// Names that were seen idle, and when to see whether they may be forgotten.
     idle: VecDeque<(u64, Name)>,
-    clients: HashMap<ClientId, Member>,
+    clients: Ids<ClientId, Member>,
 }
 
 #[derive(Default)]
