@@ -2,7 +2,7 @@
 //! nothing with the answers.
 //!
 //! It repeats one command, so the two scripts are run one after the other, and their rates combined: a pair takes as long as one of each.
-//! Each must do its whole work. So there are many names that were used before, and each run touches a fifth of them, at random: acquisitions
+//! Each must do its whole work. So there are many names that were used before, and each run takes a fifth of them, at random: acquisitions
 //! find them free, releases held (one in ten comes by a name a second time, and then does less; that makes the floor a little higher). Both are the very calls that a
 //! client of the lock sends, but for the number in the first key. A pair in write mode touches no other key.
 
@@ -18,11 +18,22 @@ use super::server::Server;
 
 /// What redis-benchmark writes a random number of twelve digits for.
 const NUMBER: &str = "__rand_int__";
+/// How many names there are; for what is compared with it, too.
+pub(crate) fn names(ground: &Ground) -> usize {
+    ground.size(20_000, 5_000)
+}
+
 /// Where no server answers it would wait for ever.
 const BOUND: Duration = Duration::from_secs(60);
 
 pub(crate) struct RedisBenchmark {
     address: Vec<String>,
+}
+
+pub(crate) struct Reached {
+    pub(crate) pairs_per_second: f64,
+    /// What the server says that a pair took it, in microseconds.
+    pub(crate) server_us: f64,
 }
 
 /// And why.
@@ -54,8 +65,8 @@ impl RedisBenchmark {
         }
     }
 
-    pub(crate) async fn pairs_per_second(&self, ground: &Ground, redis: &Server) -> anyhow::Result<f64> {
-        let names = ground.size(100_000, 10_000);
+    pub(crate) async fn measure(&self, ground: &Ground, redis: &Server) -> anyhow::Result<Reached> {
+        let names = names(ground);
         let base = ground.name("numbered");
         let name = |number: &dyn std::fmt::Display| format!("{base}/{number}");
         let all: Vec<String> = (0..names)
@@ -69,10 +80,13 @@ impl RedisBenchmark {
         let measured = async {
             redis.ask_all(&acquire_all).await?;
             redis.ask_all(&release_all).await?;
-            let acquires = self.rate(redis, acquire, &name(&NUMBER), names).await?;
+            let (acquires, acquire_us) = self.rate(redis, acquire, &name(&NUMBER), names).await?;
             redis.ask_all(&acquire_all).await?;
-            let releases = self.rate(redis, release, &name(&NUMBER), names).await?;
-            anyhow::Ok(1.0 / (1.0 / acquires + 1.0 / releases))
+            let (releases, release_us) = self.rate(redis, release, &name(&NUMBER), names).await?;
+            anyhow::Ok(Reached {
+                pairs_per_second: 1.0 / (1.0 / acquires + 1.0 / releases),
+                server_us: acquire_us + release_us,
+            })
         }
         .await;
         // They are many: not all case long.
@@ -80,26 +94,36 @@ impl RedisBenchmark {
         measured
     }
 
-    async fn rate(&self, redis: &Server, words: &[Vec<u8>], name: &str, names: usize) -> anyhow::Result<f64> {
+    /// Calls per second, and the server's microseconds for one.
+    async fn rate(
+        &self,
+        redis: &Server,
+        words: &[Vec<u8>],
+        name: &str,
+        names: usize,
+    ) -> anyhow::Result<(f64, f64)> {
         let mut command = Command::new("redis-benchmark");
         command
             .args(&self.address)
-            .args(["-3", "-P", "16", "--csv"])
+            .args(["-3", "-c", "16", "-P", "16", "--csv"])
             .args(["-n", &(names / 5).to_string(), "-r", &names.to_string()])
             .args(redis.pair.words(words, name)?)
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        let before = redis.stats().await?;
         let output = tokio::time::timeout(BOUND, command.output())
             .await
             .context("redis-benchmark did not end")?
             .context("redis-benchmark could not be started")?;
+        let (calls, usec) = redis.stats().await?.since(&before).scripts();
         let text = String::from_utf8_lossy(&output.stdout);
-        requests_per_second(&text).with_context(|| {
+        let rate = requests_per_second(&text).with_context(|| {
             format!(
                 "redis-benchmark said {text:.200} {}",
                 String::from_utf8_lossy(&output.stderr)
             )
-        })
+        })?;
+        Ok((rate, usec / calls))
     }
 }
 

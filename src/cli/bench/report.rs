@@ -418,7 +418,7 @@ impl fmt::Display for Report {
             writeln!(f, "note: {note}")?;
         }
         let (met, missed) = (self.with(Verdict::Met).len(), self.missed().len());
-        write!(f, "{met} bars met, {missed} missed")
+        write!(f, "bars: {met} met, {missed} missed")
     }
 }
 

@@ -1,14 +1,15 @@
-//! Pairs per second by more and more tasks of one client, each on a name of its own.
+//! Pairs per second by more and more tasks of one client, each on names of its own.
 //!
 //! On Redis against what `redis-benchmark -P 16` reaches with the same two scripts. On the embedded backend against Tokio's `RwLock`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use relatch::{Relatch, RwLock};
+use relatch::RwLock;
 use tokio::task::JoinSet;
 
 use super::ground::{Ground, median, some};
-use super::redis_benchmark::{RedisBenchmark, Unable};
+use super::redis_benchmark::{RedisBenchmark, Unable, names};
 use super::report::{Bar, Measured, Row};
 use super::server::Stats;
 
@@ -20,15 +21,21 @@ const TURN: u32 = 16;
 
 pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     let client = ground.client().await?;
-    let most = TASKS.last().copied().unwrap_or(1);
-    let locks: Vec<RwLock> = (0..most)
-        .map(|task| client.rwlock(&ground.name(format_args!("task/{task}"))))
+    // As many as the floor's, so that neither finds them nearer in the server's memory.
+    let names = match &ground.redis {
+        Some(_) => names(ground),
+        None => TASKS.into_iter().max().unwrap_or(1),
+    };
+    let locks: Arc<[RwLock]> = (0..names)
+        .map(|number| client.rwlock(&ground.name(format_args!("own/{number}"))))
         .collect::<Result<_, _>>()?;
-    futures_util::future::try_join_all(locks.iter().map(warm)).await?;
+    for some in locks.chunks(256) {
+        futures_util::future::try_join_all(some.iter().map(warm)).await?;
+    }
     let (bench, unable) = match &ground.redis {
         None => (None, None),
         Some(redis) => match RedisBenchmark::find(redis).await {
-            Ok(bench) => (Some((bench, redis)), None),
+            Ok(bench) => (Some(bench), None),
             Err(Unable(why)) => (None, Some(why)),
         },
     };
@@ -36,22 +43,27 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     let slice = ground.seconds() / (3 * (TASKS.len() as u32 + 1));
     let mut reached = TASKS.map(|_| Vec::new());
     let mut floors = Vec::new();
-    let mut server = Vec::new();
+    let (mut server, mut server_floors) = (Vec::new(), Vec::new());
     ground
         .rounds(3, async |_| {
             for (tasks, reached) in TASKS.iter().zip(&mut reached) {
                 let before = stats(ground).await?;
-                let rate = pairs_per_second(&client, &locks, *tasks, slice).await?;
+                let rate = pairs_per_second(&locks, *tasks, slice).await?;
                 if *tasks == JUDGED {
                     let (scripts, usec) = stats(ground).await?.since(&before).scripts();
                     server.push(2.0 * usec / scripts);
                 }
                 reached.push(rate);
             }
-            floors.push(match &bench {
-                Some((bench, redis)) => bench.pairs_per_second(ground, redis).await?,
-                None => tokio_pairs_per_second(slice).await,
-            });
+            match (&bench, &ground.redis) {
+                (Some(bench), Some(redis)) => {
+                    let reached = bench.measure(ground, redis).await?;
+                    floors.push(reached.pairs_per_second);
+                    server_floors.push(reached.server_us);
+                }
+                (_, None) => floors.push(tokio_pairs_per_second(slice).await),
+                (None, Some(_)) => {}
+            }
             Ok(())
         })
         .await?;
@@ -72,11 +84,15 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     });
     let mut rows: Vec<Row> = rows.collect();
     if ground.redis.is_some() {
-        rows.push(Row::new(
+        let row = Row::new(
             format!("{JUDGED} tasks, server time of a pair"),
             median(&server),
             "µs",
-        ));
+        );
+        rows.push(match server_floors.is_empty() {
+            true => row,
+            false => row.floor(what, median(&server_floors)),
+        });
     }
     if let Some(why) = unable {
         ground.note(format!("throughput has no floor: {why}"));
@@ -96,19 +112,17 @@ async fn warm(lock: &RwLock) -> Result<(), relatch::Error> {
     lock.write().await?.release().await
 }
 
-async fn pairs_per_second(
-    client: &Relatch,
-    locks: &[RwLock],
-    tasks: usize,
-    slice: Duration,
-) -> anyhow::Result<f64> {
+async fn pairs_per_second(locks: &Arc<[RwLock]>, tasks: usize, slice: Duration) -> anyhow::Result<f64> {
     let mut crew = JoinSet::new();
     let begun = Instant::now();
-    for lock in locks.iter().take(tasks) {
-        let lock = client.rwlock(lock.name())?;
+    for task in 0..tasks {
+        let locks = locks.clone();
         crew.spawn(async move {
             let mut pairs = 0_u32;
+            // Its own share of the names, again and again.
+            let mut own = locks.iter().skip(task).step_by(tasks).cycle();
             while begun.elapsed() < slice {
+                let Some(lock) = own.next() else { break };
                 lock.write().await?.release().await?;
                 pairs += 1;
                 if pairs.is_multiple_of(TURN) {
