@@ -27,6 +27,7 @@ pub(crate) fn names(ground: &Ground) -> usize {
 const BOUND: Duration = Duration::from_secs(60);
 
 pub(crate) struct RedisBenchmark {
+    program: &'static str,
     address: Vec<String>,
 }
 
@@ -53,16 +54,17 @@ impl RedisBenchmark {
             _ => return Err(Unable("redis-benchmark can't reach this kind of address".into())),
         };
         address.extend(["--dbnum".into(), login.db().to_string()]);
-        let version = Command::new("redis-benchmark")
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .await;
-        match version {
-            Ok(output) if output.status.success() => Ok(Self { address }),
-            Ok(_) => Err(Unable("redis-benchmark does not work here".into())),
-            Err(error) => Err(Unable(format!("redis-benchmark is not on the PATH ({error})"))),
+        // Valkey's is the same program under its own name.
+        for program in ["redis-benchmark", "valkey-benchmark"] {
+            let mut version = Command::new(program);
+            version.arg("--version").stdin(Stdio::null());
+            if version.output().await.is_ok_and(|output| output.status.success()) {
+                return Ok(Self { program, address });
+            }
         }
+        Err(Unable(
+            "neither redis-benchmark nor valkey-benchmark is on the PATH".into(),
+        ))
     }
 
     pub(crate) async fn measure(&self, ground: &Ground, redis: &Server) -> anyhow::Result<Reached> {
@@ -102,7 +104,7 @@ impl RedisBenchmark {
         name: &str,
         names: usize,
     ) -> anyhow::Result<(f64, f64)> {
-        let mut command = Command::new("redis-benchmark");
+        let mut command = Command::new(self.program);
         command
             .args(&self.address)
             .args(["-3", "-c", "16", "-P", "16", "--csv"])
