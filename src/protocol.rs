@@ -227,7 +227,12 @@ impl RequestId {
     }
 
     pub(crate) fn wire(self) -> String {
-        format!("{}.{}", self.client.wire(), self.number)
+        // Every call has some: one allocation, and no formatting.
+        let mut text = String::with_capacity(32);
+        URL_SAFE_NO_PAD.encode_string(self.client.0.to_be_bytes(), &mut text);
+        text.push('.');
+        text.push_str(&self.number.to_string());
+        text
     }
 
     pub(crate) fn from_wire(text: &str) -> Option<Self> {

@@ -133,7 +133,7 @@ fn on_a_server_every_case_is_measured_and_drawn_and_nothing_is_left_behind() {
         "<svg",
         "pair: write pair",
         "throughput",
-        "redis-benchmark",
+        "in line",
         "</svg>",
     ] {
         assert!(svg.contains(words), "no {words:?} in the plot");
