@@ -129,13 +129,7 @@ fn on_a_server_every_case_is_measured_and_drawn_and_nothing_is_left_behind() {
         assert_rows(case);
     }
     let svg = fs::read_to_string(plot).expect("the plot was written");
-    for words in [
-        "<svg",
-        "pair: write pair",
-        "throughput",
-        "in line",
-        "</svg>",
-    ] {
+    for words in ["<svg", "pair: write pair", "throughput", "in line", "</svg>"] {
         assert!(svg.contains(words), "no {words:?} in the plot");
     }
     assert_eq!(server.keys(), ["somebody's"]);
