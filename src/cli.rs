@@ -66,7 +66,9 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let mut builder = match cli.command {
         // What is measured and its floor run on one thread: a second would compete with the server for its core.
         Command::Bench(_) | Command::BenchWorker => tokio::runtime::Builder::new_current_thread(),
-        Command::Demo(_) | Command::DemoWorker => tokio::runtime::Builder::new_multi_thread(),
+        Command::Demo(_) | Command::DemoWorker | Command::Simulate(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
     };
     let runtime = builder
         .enable_all()

@@ -4,7 +4,7 @@
 //! at the same time the sign of life that keeps a place in line; at once when the link was made anew; and, by the first in line, when the earliest
 //! lease in its way lapses.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 //! our own clock from before the request was sent, less an allowance for clocks that drift (1 % and 2 ms, as in Redis'
 //! description of Redlock). It only ever ends; what the server says can move the end out, or make it now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

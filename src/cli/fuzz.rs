@@ -8,8 +8,12 @@ use super::{Cli, Command, demo};
 
 const SECRET: &str = "redis://ann:s3cret@cache";
 
-const WORDS: [&str; 30] = [
+const WORDS: [&str; 34] = [
     "demo",
+    "bench",
+    "bench-worker",
+    "pair",
+    "--check",
     "demo-worker",
     "simulate",
     "--seeds",
@@ -112,6 +116,12 @@ fn try_command_lines(u: &mut Unstructured<'_>) -> Result<()> {
         Ok(Cli {
             command: Command::Simulate(_),
         }) => assert!(line.iter().any(|word| word == "simulate")),
+        Ok(Cli {
+            command: Command::Bench(_),
+        }) => assert!(line.iter().any(|word| word == "bench")),
+        Ok(Cli {
+            command: Command::BenchWorker,
+        }) => assert!(line.iter().any(|word| word == "bench-worker")),
         Err(error) => {
             assert_eq!(
                 error.exit_code(),

@@ -91,12 +91,15 @@ fn in_braces(name: &Name) -> Cow<'_, str> {
 
 /// The keys of a name, in the order of KEYS.
 pub(super) fn keys(name: &Name) -> [String; 5] {
-    let hash = format!("relatch:1:{{{}}}", in_braces(name));
-    let readers = format!("{hash}:readers");
-    let queue = format!("{hash}:queue");
-    let waiters = format!("{hash}:waiters");
-    let marks = format!("{hash}:marks");
-    [hash, readers, queue, waiters, marks]
+    let name = in_braces(name);
+    let key = |suffix: &str| {
+        let mut key = String::with_capacity("relatch:1:{}".len() + name.len() + suffix.len());
+        for part in ["relatch:1:{", &name, "}", suffix] {
+            key.push_str(part);
+        }
+        key
+    };
+    ["", ":readers", ":queue", ":waiters", ":marks"].map(key)
 }
 
 /// A call, ready to be sent.
@@ -118,7 +121,14 @@ impl Encoded {
     }
 
     fn command(&self, verb: &str, script: &str) -> redis::Cmd {
-        let mut command = redis::cmd(verb);
+        // All of it at once: growing it step by step is a tenth of what a call costs.
+        let size =
+            self.keys.iter().map(String::len).sum::<usize>() + self.args.iter().map(Vec::len).sum::<usize>();
+        let mut command = redis::Cmd::with_capacity(
+            3 + self.keys.len() + self.args.len(),
+            verb.len() + script.len() + 1 + size,
+        );
+        command.arg(verb);
         command
             .arg(script)
             .arg(self.keys.len())
@@ -145,12 +155,13 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         tuning.retention_ms,
         u8::from(trust)
     );
-    let mut args = vec![text(call_id), settings.into_bytes()];
+    let mut args = Vec::with_capacity(10);
+    args.extend([text(call_id), settings.into_bytes()]);
     let script = match &call.operation {
         Operation::Acquire(op) => {
             args.extend([
-                text(op.request),
-                text(op.owner.wire()),
+                op.request.wire().into_bytes(),
+                op.owner.wire().into_bytes(),
                 op.mode.as_str().as_bytes()[..1].to_vec(),
                 text(op.lease_ms),
                 flag(op.wait),
@@ -166,8 +177,8 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         }
         Operation::Release(op) => {
             args.extend([
-                text(op.request),
-                text(op.owner.wire()),
+                op.request.wire().into_bytes(),
+                op.owner.wire().into_bytes(),
                 text(op.fence),
                 flag(op.again),
                 flag(op.mark),
@@ -176,8 +187,8 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         }
         Operation::Downgrade(op) => {
             args.extend([
-                text(op.request),
-                text(op.owner.wire()),
+                op.request.wire().into_bytes(),
+                op.owner.wire().into_bytes(),
                 text(op.fence),
                 text(op.to),
             ]);
@@ -186,8 +197,8 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         Operation::Renew(ops) => {
             for op in ops {
                 args.extend([
-                    text(op.request),
-                    text(op.owner.wire()),
+                    op.request.wire().into_bytes(),
+                    op.owner.wire().into_bytes(),
                     text(op.fence),
                     text(op.lease_ms),
                     flag(op.fixed),
@@ -198,8 +209,8 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         Operation::Withdraw(op) => {
             let blame = if op.blame { BLAME_ROWS } else { 0 };
             args.extend([
-                text(op.request),
-                text(op.owner.wire()),
+                op.request.wire().into_bytes(),
+                op.owner.wire().into_bytes(),
                 text(blame),
                 op.upgrade_of.map(text).unwrap_or_default(),
             ]);
@@ -207,7 +218,10 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
         }
         Operation::Poll(members) => {
             for member in members {
-                args.extend([text(member.request), text(member.owner.wire())]);
+                args.extend([
+                    member.request.wire().into_bytes(),
+                    member.owner.wire().into_bytes(),
+                ]);
             }
             &POLL
         }
