@@ -187,10 +187,6 @@ impl Backend for RedisBackend {
             match scripts::decode(call, id, value) {
                 Ok(answer) => {
                     live.prove();
-                    #[cfg(feature = "cli")]
-                    if let options::Address::Simulated(network) = &self.linker.target.address {
-                        sent = network.sent(sent, self.linker.clock.now());
-                    }
                     Ok(Heard { sent, answer })
                 }
                 Err(malformed) => {

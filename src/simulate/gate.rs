@@ -15,12 +15,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::backend::Later;
 use crate::backend::redis::simulated::{Network, Stream};
-use crate::clock::Moment;
 use crate::protocol::Call;
 use crate::state::Tuning;
 
 use super::log::{Lane, Mark};
-use super::plan::{Fault, Flaw};
+use super::plan::Fault;
 use super::world::{Meant, World};
 
 pub(super) struct Gate {
@@ -176,14 +175,6 @@ impl Network for Gate {
         };
         let state = &mut *self.world.state();
         state.meant.insert((self.client, number), Arc::new(meant));
-    }
-
-    fn sent(&self, sent: Moment, now: Moment) -> Moment {
-        if self.world.state().plan.flaw == Some(Flaw::LeaseFromReply) {
-            now
-        } else {
-            sent
-        }
     }
 }
 

@@ -101,8 +101,6 @@ impl Fault {
 /// world that does not keep what the client may rely on; breaking the client's own code is for whoever works on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Leases are counted from when the answer came, not from before the call was made.
-    LeaseFromReply,
     /// Clients' clocks run slower than leases allow for: as if no margin were taken off.
     ClocksApart,
     /// Withdrawals are answered and not done.
@@ -121,8 +119,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Flaw; 8] = [
-        Flaw::LeaseFromReply,
+    pub const ALL: [Flaw; 7] = [
         Flaw::ClocksApart,
         Flaw::WithdrawalsForgotten,
         Flaw::ReleasesForgotten,

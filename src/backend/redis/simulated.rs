@@ -11,7 +11,6 @@ use redis::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::backend::Later;
-use crate::clock::Moment;
 use crate::protocol::{
     Acquired, Answer, Call, ClientId, Downgraded, HeldRow, Operation, Polled, Push, Released, Renewed, Reply,
     RequestId, WaitRow, WithdrawnFrom,
@@ -26,9 +25,6 @@ pub(crate) trait Network: fmt::Debug + Send + Sync {
 
     /// The client is about to send this call with this number.
     fn calling(&self, number: u64, call: &Call, tuning: Tuning, trust: bool);
-
-    /// When the client believes that a call was sent whose reply it has: a simulation that tries its own teeth may lie.
-    fn sent(&self, sent: Moment, now: Moment) -> Moment;
 }
 
 /// A connection.
