@@ -75,6 +75,7 @@ pub struct Run {
     /// The promise that was broken.
     pub broken: Option<String>,
     /// Of everything that happened, in order.
+    #[serde(serialize_with = "hexadecimal")]
     pub hash: u64,
     /// How many things happened.
     pub steps: u64,
@@ -93,6 +94,16 @@ pub struct Run {
     /// Who waited and held, if it was recorded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<String>,
+}
+
+/// A hash in JSON, whose numbers many readers round.
+///
+/// # Errors
+///
+/// The serializer's.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub fn hexadecimal<S: serde::Serializer>(hash: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{hash:016x}"))
 }
 
 /// What users did, and what came of it.
@@ -138,7 +149,8 @@ struct Process {
     core: Arc<Core>,
     relatch: Option<Relatch>,
     crashed: bool,
-    users: Vec<tokio::task::JoinHandle<()>>,
+    users: Vec<Arc<User>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 async fn simulate(seed: u64, options: Options) -> Run {
@@ -204,7 +216,11 @@ fn begin(world: &Arc<World>, tally: &Arc<parking_lot::Mutex<Tally>>, stop: &Arc<
                     shown: Duration::from_secs(state.rng.u64(1..1_000_000)),
                     rate,
                 };
-                (Clock::simulated(skew), state.plan.config.clone())
+                let mut config = state.plan.config.clone();
+                if state.plan.flaw == Some(Flaw::Impatient) {
+                    config.patience /= 10;
+                }
+                (Clock::simulated(skew), config)
             };
             let home = {
                 let gate = gate.clone();
@@ -219,12 +235,12 @@ fn begin(world: &Arc<World>, tally: &Arc<parking_lot::Mutex<Tally>>, stop: &Arc<
             let core = handle.core();
             world.state().referee.clients.insert(client, core.id);
             let relatch = Relatch::of(handle);
-            let users = (0..tasks)
+            let users: Vec<Arc<User>> = (0..tasks)
                 .map(|task| {
                     let locks = (0..names)
                         .filter_map(|name| relatch.rwlock(&format!("{}", char::from(b'a' + name as u8))).ok())
                         .collect();
-                    let user = User {
+                    Arc::new(User {
                         world: world.clone(),
                         gate: gate.clone(),
                         relatch: relatch.clone(),
@@ -236,9 +252,12 @@ fn begin(world: &Arc<World>, tally: &Arc<parking_lot::Mutex<Tally>>, stop: &Arc<
                         locks,
                         stop: stop.clone(),
                         tally: tally.clone(),
-                    };
-                    gate.spawn(Lane::Task(client, task), user.run())
+                    })
                 })
+                .collect();
+            let tasks = users
+                .iter()
+                .map(|user| gate.spawn(Lane::Task(client, user.task), user.clone().run()))
                 .collect();
             Process {
                 gate,
@@ -246,6 +265,7 @@ fn begin(world: &Arc<World>, tally: &Arc<parking_lot::Mutex<Tally>>, stop: &Arc<
                 relatch: Some(relatch),
                 crashed: false,
                 users,
+                tasks,
             }
         })
         .collect()
@@ -276,21 +296,10 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
 
     // Everybody ends: holds are short, and whoever is in the way of somebody lapses within a lease.
     let leases = Duration::from_millis(lease_ms * 3 + clock_us) + config.claim * 3;
-    let link = config.connect_timeout + config.response_timeout * 4 + config.idle_ping * 2;
+    let link = world.state().plan.link();
     let bound = (leases + link) * 40;
-    for process in processes.iter_mut().filter(|process| !process.crashed) {
-        for (task, user) in process.users.iter_mut().enumerate() {
-            if tokio::time::timeout(bound, user).await.is_err() {
-                let client = process.gate.client;
-                world.violate(|| {
-                    format!("task {client}.{task} does not get on, {bound:?} after the last fault")
-                });
-                return;
-            }
-        }
-    }
-    if let Some(held) = world.state().referee.excused_and_held() {
-        world.violate(|| held);
+    if !all_end(world, processes, bound).await {
+        return;
     }
 
     // Every client is linked and has given back what it had.
@@ -312,6 +321,23 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
     if !settles(world, within, || left(world)).await {
         return;
     }
+    // And whoever wants it gets everything, and leaves nothing either.
+    for process in processes.iter_mut().filter(|process| !process.crashed) {
+        let client = process.gate.client;
+        process.tasks = std::mem::take(&mut process.users)
+            .into_iter()
+            .map(|user| {
+                let lane = Lane::Task(client, user.task);
+                process.gate.spawn(lane, user.get_everything())
+            })
+            .collect();
+    }
+    if !all_end(world, processes, bound).await
+        || !settles(world, soon, || unsettled(processes)).await
+        || !settles(world, within, || left(world)).await
+    {
+        return;
+    }
     for process in processes.iter_mut().filter(|process| !process.crashed) {
         if let Some(relatch) = process.relatch.take() {
             let client = process.gate.client;
@@ -323,6 +349,22 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
     }
 }
 
+/// Waits for all users. Tells whether they end.
+async fn all_end(world: &World, processes: &mut [Process], within: Duration) -> bool {
+    for process in processes.iter_mut().filter(|process| !process.crashed) {
+        let client = process.gate.client;
+        for (task, user) in process.tasks.iter_mut().enumerate() {
+            if tokio::time::timeout(within, user).await.is_err() {
+                world.violate(|| {
+                    format!("task {client}.{task} does not get on, {within:?} after the last fault")
+                });
+                return false;
+            }
+        }
+    }
+    true
+}
+
 /// How far the server's clock is set back at most.
 const BACK_MS: u64 = 400;
 
@@ -331,7 +373,7 @@ async fn settles(world: &World, within: Duration, says: impl Fn() -> Option<Stri
     let by = tokio::time::Instant::now() + within;
     while let Some(left) = says() {
         if tokio::time::Instant::now() > by {
-            world.violate(|| format!("left behind, {within:?} after everybody ended: {left}"));
+            world.violate(|| format!("G7 left behind, {within:?} after everybody ended: {left}"));
             return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -376,6 +418,7 @@ fn calm_down(world: &World, processes: &[Process]) {
     {
         let state = &mut *world.state();
         state.calm = true;
+        state.calm_ms = state.now_ms;
         state.slow = (0, 0);
         state.server.up = true;
         state.server.refuses = None;

@@ -55,19 +55,44 @@ fn a_seed_is_the_same_run_in_another_process() {
 }
 
 #[test]
-fn each_flaw_made_on_purpose_is_found_soon() {
+fn each_flaw_made_on_purpose_is_found_soon_by_the_promise_that_it_breaks() {
     for flaw in Flaw::ALL {
         let options = Options {
             flaw: Some(flaw),
             ..Options::default()
         };
         let found = (1..=SOON).find_map(|seed| run(seed, options).broken.map(|broken| (seed, broken)));
-        match found {
-            Some((seed, broken)) => println!("{flaw:?}: seed {seed}: {broken}"),
-            None => panic!("{flaw:?} is not found in {SOON} seeds"),
-        }
+        let Some((seed, broken)) = found else {
+            panic!("{flaw:?} is not found in {SOON} seeds");
+        };
+        println!("{flaw:?}: seed {seed}: {broken}");
+        assert!(broken.contains(flaw.breaks()), "{flaw:?}: seed {seed}: {broken}");
     }
 }
+
+#[test]
+fn seeds_that_have_found_something_are_kept() {
+    for (seed, found) in KEPT {
+        assert_eq!(
+            run(*seed, Options::default()).broken,
+            None,
+            "seed {seed}: {found}"
+        );
+    }
+}
+
+/// What was found once, and by which seed. What a seed does hangs on what is drawn from it: after a change to the plan, the world or the
+/// users it is another run, and no worse than any other.
+const KEPT: &[(u64, &str)] = &[
+    (
+        100_730,
+        "a stale replica granted a write again whose fence somebody else had had since, and its owner re-entered with it",
+    ),
+    (
+        203_779,
+        "who was told a fence last re-enters with it, on a replica that was behind",
+    ),
+];
 
 /// How many seeds are run here. For many more: `cargo relatch simulate`.
 const SLICE: u64 = 60;

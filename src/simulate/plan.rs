@@ -99,7 +99,7 @@ impl Fault {
 
 /// A fault of the lock itself, made on purpose, to see that the simulation finds it. All are made from outside, by a
 /// world that does not keep what the client may rely on; breaking the client's own code is for whoever works on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Flaw {
     /// Clients' clocks run slower than leases allow for: as if no margin were taken off.
     ClocksApart,
@@ -115,11 +115,23 @@ pub enum Flaw {
     LongGrants,
     /// A server that comes back counts its fences from where it was, and not from the clock.
     FencesByCount,
+    /// Whoever stands in line is told nothing for good, but that it stands there.
+    GrantsWithheld,
+    /// What the server has lost it says to have renewed.
+    LossDenied,
+    /// Whoever waits for `lost()` runs late.
+    LostUnheard,
+    /// Acquisitions are made without the timeout that was asked for.
+    TimeoutsForgotten,
+    /// Acquisitions are made with a timeout that nobody asked for.
+    TimeoutsUnasked,
+    /// Clients give up long before their patience ends.
+    Impatient,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Flaw; 7] = [
+    pub const ALL: [Flaw; 13] = [
         Flaw::ClocksApart,
         Flaw::WithdrawalsForgotten,
         Flaw::ReleasesForgotten,
@@ -127,7 +139,27 @@ impl Flaw {
         Flaw::ClockForward,
         Flaw::LongGrants,
         Flaw::FencesByCount,
+        Flaw::GrantsWithheld,
+        Flaw::LossDenied,
+        Flaw::LostUnheard,
+        Flaw::TimeoutsForgotten,
+        Flaw::TimeoutsUnasked,
+        Flaw::Impatient,
     ];
+
+    /// What a run that it breaks must say: the promise, as `docs/guarantees.md` numbers them.
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Flaw::ClocksApart | Flaw::ClockForward | Flaw::LongGrants => "G1 ",
+            Flaw::LossDenied => "by a lease that the server lost",
+            Flaw::LostUnheard => "G2 ",
+            Flaw::FencesByCount => "G3 ",
+            Flaw::ResentIsNew => "G6 ",
+            Flaw::WithdrawalsForgotten | Flaw::ReleasesForgotten => "G7 left behind",
+            Flaw::GrantsWithheld => "does not get on",
+            Flaw::TimeoutsForgotten | Flaw::TimeoutsUnasked | Flaw::Impatient => "G9 ",
+        }
+    }
 }
 
 pub(super) struct Plan {
@@ -200,6 +232,11 @@ impl Plan {
             rest_ms,
             flaw,
         }
+    }
+
+    /// How long a client may take to find a dead link and to make it anew.
+    pub(super) fn link(&self) -> Duration {
+        self.config.connect_timeout + self.config.response_timeout * 4 + self.config.idle_ping * 2
     }
 
     pub(super) fn does(&self, fault: Fault) -> bool {

@@ -9,11 +9,14 @@
 //! - **G2** When it says no, `lost()` is ready at the first poll, and whoever already waits for it is woken at once, unless stopped.
 //! - **G3** Every new write hold has a greater fence than all before it; a store that checks fences accepts writes in the order of the grants.
 //!
+//! - **G6** Nothing is granted, and no guard made, that was not asked for.
+//! - **G4** Only an owner that holds or waits is refused.
+//!
 //! The excuse, and no more: what a server that lost data no longer knows, or knows with a shorter lease, is not held to G1 until it has
-//! been renewed there; a fence is not held to G3 when the server forgot the last one and its clock shows a
-//! time before it.
+//! been renewed there, nor for longer than the lease that was lost; a fence is not held to G3 when the server forgot the last one and
+//! its clock shows a time before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +25,7 @@ use std::task::{Context, Waker};
 use crate::core::Core;
 use crate::protocol::{
     Acquired, Answer, Call, ClientId, Grant, HeldRow, Mode, Name, Operation, OwnerId, Polled, Push, Reply,
-    RequestId,
+    RequestId, Snapshot,
 };
 use crate::watchdog::Held;
 
@@ -39,7 +42,9 @@ pub(super) struct Referee {
     names: BTreeMap<Name, Seen>,
     /// Of every acquisition that was ever made.
     asked: BTreeMap<RequestId, (OwnerId, Mode, Option<RequestId>)>,
-    /// What the server has lost, and until when its client may still believe in it, by the server's clock.
+    /// Who was refused there.
+    refused: BTreeSet<(Name, OwnerId)>,
+    /// What the server has lost, and until when its client may still believe in it.
     excused: BTreeMap<RequestId, u64>,
     data_lost: bool,
     /// When it will look next at a name.
@@ -125,7 +130,21 @@ impl Referee {
 
     // -- at the server ------------------------------------------------------------------------------------------
 
-    pub(super) fn step(&mut self, call: &Call, answer: &Answer, pushes: &[(ClientId, Push)], now_us: u64) {
+    /// `before` is who held and waited there, without what had lapsed.
+    pub(super) fn step(
+        &mut self,
+        call: &Call,
+        answer: &Answer,
+        pushes: &[(ClientId, Push)],
+        before: &Snapshot,
+        now_us: u64,
+    ) {
+        let holding = before.holding.iter();
+        let mut writing: BTreeSet<OwnerId> = holding
+            .filter(|row| row.mode == Mode::Write)
+            .map(|row| row.owner)
+            .collect();
+        let writing = &mut writing;
         if let Operation::Acquire(op) = &call.operation {
             self.asked.insert(op.request, (op.owner, op.mode, op.upgrade_of));
         }
@@ -133,18 +152,31 @@ impl Referee {
         for (_, push) in pushes {
             if let Push::Granted { grants, .. } = push {
                 for (request, grant) in grants {
-                    self.granted(&call.name, *request, *grant, now_us);
+                    self.granted(&call.name, *request, *grant, writing, now_us);
                 }
             }
         }
         match (&call.operation, &answer.reply) {
             (Operation::Acquire(op), Reply::Acquire(Acquired::Granted(grant))) => {
-                self.granted(&call.name, op.request, *grant, now_us);
+                self.granted(&call.name, op.request, *grant, writing, now_us);
+            }
+            (Operation::Acquire(op), Reply::Acquire(Acquired::Refused)) => {
+                let holds = before.holding.iter().any(|row| row.owner == op.owner);
+                let waits = before.waiting.iter().any(|row| row.owner == op.owner);
+                if !holds && !waits {
+                    self.fault(|| {
+                        format!(
+                            "G4 {}: {} was refused, and its owner neither holds nor waits",
+                            call.name, op.request
+                        )
+                    });
+                }
+                self.refused.insert((call.name.clone(), op.owner));
             }
             (Operation::Poll(members), Reply::Poll(replies)) => {
                 for (member, reply) in members.iter().zip(replies) {
                     if let Polled::Granted(grant) = reply {
-                        self.granted(&call.name, member.request, *grant, now_us);
+                        self.granted(&call.name, member.request, *grant, writing, now_us);
                     }
                 }
             }
@@ -152,10 +184,25 @@ impl Referee {
         }
     }
 
-    /// In the order in which the server grants.
-    fn granted(&mut self, name: &Name, request: RequestId, grant: Grant, now_us: u64) {
+    pub(super) fn was_refused(&self, name: &Name, owner: OwnerId) -> bool {
+        self.refused.contains(&(name.clone(), owner))
+    }
+
+    pub(super) fn is_excused(&self, request: RequestId) -> bool {
+        self.excused.contains_key(&request)
+    }
+
+    /// In the order in which the server grants. `writing` are the owners that write there by then.
+    fn granted(
+        &mut self,
+        name: &Name,
+        request: RequestId,
+        grant: Grant,
+        writing: &mut BTreeSet<OwnerId>,
+        now_us: u64,
+    ) {
         let Some(&(owner, mode, _)) = self.asked.get(&request) else {
-            return self.fault(|| format!("{name}: {request} was granted and never asked for"));
+            return self.fault(|| format!("G6 {name}: {request} was granted and never asked for"));
         };
         let seen = self.names.entry(name.clone()).or_default();
         let excused = (self.data_lost || seen.expired) && now_us <= seen.fence;
@@ -165,6 +212,7 @@ impl Referee {
         if seen.order.contains_key(&(request, grant.fence)) {
             // A replica may grant it again after somebody else had that fence, which was excused.
             seen.writers.insert(grant.fence, owner);
+            writing.insert(owner);
             return;
         }
         self.grants += 1;
@@ -179,8 +227,9 @@ impl Referee {
             .insert((request, grant.fence), first.unwrap_or(seen.granted));
         let grows = grant.fence > seen.fence;
         // A replica may know a hold that has ended since: its owner re-enters that, with a fence that every store refuses.
-        let reenters =
-            seen.writers.get(&grant.fence) == Some(&owner) && (grant.fence == seen.fence || self.data_lost);
+        let reenters = !writing.insert(owner)
+            && seen.writers.get(&grant.fence) == Some(&owner)
+            && (grant.fence == seen.fence || self.data_lost);
         let last = seen.fence;
         seen.fence = seen.fence.max(grant.fence);
         if grows {
@@ -218,7 +267,7 @@ impl Referee {
         let (request, fence) = (held.member.request, held.fence);
         let seen = self.names.entry(name.clone()).or_default();
         let Some(&grant) = seen.order.get(&(request, fence)) else {
-            self.fault(|| format!("{name}: a guard for {request}, which was never granted"));
+            self.fault(|| format!("G6 {name}: a guard for {request}, which was never granted"));
             return false;
         };
         let (greatest, last) = seen.store;
@@ -236,14 +285,24 @@ impl Referee {
         true
     }
 
-    /// What was held before, and what is left of it.
-    pub(super) fn data_lost(&mut self, name: &Name, before: &[HeldRow], left: &[HeldRow]) {
+    /// What was held before, and what is left of it. `when_ms` is when the server's clock would have shown a time.
+    pub(super) fn data_lost(
+        &mut self,
+        name: &Name,
+        before: &[HeldRow],
+        left: &[HeldRow],
+        when_ms: impl Fn(u64) -> u64,
+    ) {
         self.data_lost = true;
+        let mut lost = BTreeMap::new();
         for row in before {
             let kept = left.iter().any(|is| {
                 is.request == row.request && is.mode >= row.mode && is.deadline_ms >= row.deadline_ms
             });
             if !kept {
+                let until_ms = when_ms(row.deadline_ms);
+                let of_owner = lost.entry(row.owner).or_default();
+                *of_owner = until_ms.max(*of_owner);
                 // Its upgrade may yet be undone, as far as its client knows.
                 let undone = self
                     .asked
@@ -251,14 +310,17 @@ impl Referee {
                     .and_then(|(_, _, upgrade_of)| *upgrade_of);
                 for request in std::iter::once(row.request).chain(undone) {
                     let until = self.excused.entry(request).or_default();
-                    *until = (*until).max(row.deadline_ms);
+                    *until = until_ms.max(*until);
                 }
             }
         }
         // Half upgraded: the server knew it by another request.
         for guard in self.guards.values().filter(|guard| guard.name == *name) {
-            if !before.iter().any(|row| row.request == guard.request()) {
-                self.excused.insert(guard.request(), u64::MAX);
+            if !before.iter().any(|row| row.request == guard.request())
+                && let Some(until_ms) = lost.get(&guard.owner())
+            {
+                let until = self.excused.entry(guard.request()).or_default();
+                *until = (*until_ms).max(*until);
             }
         }
     }
@@ -276,13 +338,21 @@ impl Referee {
     }
 
     /// Looks at all guards of a name. `granted` is what the server has granted, `rows` who would hold if anybody asked now.
-    pub(super) fn look(&mut self, name: &Name, granted: &[HeldRow], rows: &[HeldRow], now_ms: u64) {
+    /// `when_ms` is when the server's clock will show a time.
+    pub(super) fn look(
+        &mut self,
+        name: &Name,
+        granted: &[HeldRow],
+        rows: &[HeldRow],
+        now_ms: u64,
+        when_ms: impl Fn(u64) -> u64,
+    ) {
         if !self.excused.is_empty() {
             for row in granted {
                 if self
                     .excused
                     .get(&row.request)
-                    .is_some_and(|until| row.deadline_ms >= *until)
+                    .is_some_and(|until| when_ms(row.deadline_ms) >= *until)
                 {
                     self.excused.remove(&row.request);
                 }
@@ -323,8 +393,14 @@ impl Referee {
                     guard.who
                 ));
             }
-            if self.excused.contains_key(&request) {
+            if let Some(until_ms) = self.excused.get(&request) {
                 self.excuses += 1;
+                if now_ms > *until_ms {
+                    wrong = Some(format!(
+                        "G1 {}: says that it is held, by a lease that the server lost and that ended at {until_ms} ms",
+                        guard.who
+                    ));
+                }
                 continue;
             }
             if let Some(other) = rows
@@ -358,15 +434,5 @@ impl Referee {
         if let Some(wrong) = wrong {
             self.fault(|| wrong);
         }
-    }
-
-    /// After the troubles: who still says that it holds what a server has lost?
-    pub(super) fn excused_and_held(&self) -> Option<String> {
-        let mut guards = self.guards.values();
-        let guard = guards.find(|guard| guard.says_held() && self.excused.contains_key(&guard.request()))?;
-        Some(format!(
-            "{}: the server lost it, and nobody told its holder",
-            guard.who
-        ))
     }
 }

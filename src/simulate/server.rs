@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::backend::redis::simulated::{channel, payload, reply};
 use crate::protocol::{
-    Answer, Call, ClientId, HeldRow, Name, Operation, Push, Released, Reply, Snapshot, Withdrawn,
-    WithdrawnFrom,
+    Answer, Call, ClientId, HeldRow, Name, Operation, Polled, Push, Released, Renewed, Reply, Snapshot,
+    Withdrawn, WithdrawnFrom,
 };
 use crate::state::{Context, LockState, Tuning};
 
@@ -279,7 +279,9 @@ impl State {
             self.referee.expired(&call.name);
         }
         let state = self.server.names.entry(call.name.clone()).or_default();
-        let (answer, mut pushes) = state.apply(&call.operation, &context);
+        let mut before = state.snapshot(1000);
+        before.holding.retain(|row| row.deadline_ms > now_us / 1000);
+        let (mut answer, mut pushes) = state.apply(&call.operation, &context);
         if self.plan.flaw == Some(Flaw::LongGrants) {
             pushes.iter_mut().for_each(|(_, push)| lengthen(push));
         }
@@ -300,9 +302,18 @@ impl State {
             Some(Flaw::FencesByCount) => u64::MAX,
             _ => now_us,
         };
-        self.referee.step(call, &answer, &pushes, believed_us);
+        self.referee.step(call, &answer, &pushes, &before, believed_us);
+        if self.plan.flaw == Some(Flaw::LossDenied) {
+            self.deny_losses(call, &mut answer, now_us);
+        }
         if let Some(wrong) = self.referee.wrong.take() {
             self.violate(|| wrong);
+        }
+        if self.plan.flaw == Some(Flaw::GrantsWithheld) {
+            pushes.retain(|(_, push)| !matches!(push, Push::Granted { .. }));
+            if let Reply::Poll(rows) = &mut answer.reply {
+                rows.fill(Polled::Queued { wake_ms: 0 });
+            }
         }
         for (to, push) in pushes {
             let payload = payload(&push);
@@ -345,6 +356,20 @@ impl State {
         Some(Answer { now_us, reply })
     }
 
+    /// A flaw made on purpose: what was lost is said to have been renewed.
+    fn deny_losses(&self, call: &Call, answer: &mut Answer, now_us: u64) {
+        let (Operation::Renew(renewals), Reply::Renew(rows)) = (&call.operation, &mut answer.reply) else {
+            return;
+        };
+        for (renewal, row) in renewals.iter().zip(rows) {
+            if matches!(row, Renewed::NotHeld(_)) && self.referee.is_excused(renewal.request) {
+                *row = Renewed::Renewed {
+                    deadline_ms: now_us / 1000 + renewal.lease_ms,
+                };
+            }
+        }
+    }
+
     /// What a replica may know later.
     fn remember(&mut self) {
         let past = &mut self.server.past;
@@ -362,7 +387,11 @@ impl State {
         let rows = self.server.holding(name, self.now_ms, tuning);
         let next = rows.iter().map(|row| row.deadline_ms).min();
         let granted = self.server.granted(name);
-        self.referee.look(name, &granted, &rows, self.now_ms);
+        let server = &self.server;
+        self.referee
+            .look(name, &granted, &rows, self.now_ms, |server_ms| {
+                server.when_ms(server_ms)
+            });
         if let Some(wrong) = self.referee.wrong.take() {
             self.violate(|| wrong);
         }
@@ -382,7 +411,14 @@ impl State {
         self.server.begin_again(names);
         for (name, rows) in all.iter().zip(before) {
             let left = self.server.granted(name);
-            self.referee.data_lost(name, &rows, &left);
+            let server = &self.server;
+            self.referee
+                .data_lost(name, &rows, &left, |server_ms| server.when_ms(server_ms));
+            // Nobody may believe in what was lost for longer than this.
+            for row in &rows {
+                let at_ms = self.server.when_ms(row.deadline_ms) + 1;
+                self.at(at_ms, Event::Look(name.clone()));
+            }
         }
     }
 }

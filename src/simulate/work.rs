@@ -1,7 +1,10 @@
 //! What users do with the lock: a random program per task, over the public interface alone.
 //!
 //! Names are taken in one order, so that nobody waits for whom it keeps waiting. What may come of an acquisition is judged here: the
-//! errors that the documentation names, within the time it names (G9).
+//! errors that the documentation names, each only where it may come of what was asked, and within the time it names (G9).
+//!
+//! When the troubles are over everybody takes every name once more, to write and to read, and waits for as long as it takes: an
+//! error is no way out then.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,14 +16,14 @@ use std::time::Duration;
 use crate::core::Core;
 use crate::guard::{FromHold, ReadGuard, UpgradableGuard, WriteGuard};
 use crate::lock::{Acquire, RwLock};
-use crate::protocol::Mode;
+use crate::protocol::{Mode, Name};
 use crate::watchdog::Held;
 use crate::{Error, Owner, Relatch};
 
 use super::Tally;
 use super::gate::Gate;
 use super::log::{Lane, Mark};
-use super::plan::Fault;
+use super::plan::{Fault, Flaw};
 use super::referee::Guarded;
 use super::world::World;
 
@@ -98,10 +101,23 @@ struct Wish {
     patience: Patience,
 }
 
+/// What was asked for, as far as it decides which errors may come of it.
+struct Asked<'a> {
+    begun_ms: u64,
+    /// It had a timeout, and nothing else ends it with one.
+    timed: bool,
+    /// It is not kept for patience, but for an answer or for its timeout.
+    hurried: bool,
+    /// An acquisition may be refused to this owner of this name, if the server did so.
+    refused: Option<(&'a Name, &'a Owner)>,
+    /// It goes on from a hold, which may be lost.
+    has_hold: bool,
+}
+
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl User {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(self: Arc<Self>) {
         while !self.stop.load(Ordering::Relaxed) {
             self.rest().await;
             match self.world.draw(39) {
@@ -109,6 +125,77 @@ impl User {
                 1 => self.inspect().await,
                 _ => self.acquire_one(0, None, 0).await,
             }
+        }
+    }
+
+    /// When all is well.
+    pub(super) async fn get_everything(self: Arc<Self>) {
+        for lock in &self.locks {
+            for mode in [Mode::Write, Mode::Read] {
+                self.must_get(lock, mode).await;
+            }
+        }
+    }
+
+    /// After the last fault: whoever waits gets in. Until the link is made anew, which it tells, it may say that it can't reach the server.
+    async fn must_get(&self, lock: &RwLock, mode: Mode) {
+        let (name, owner) = (&lock.name, Owner::new());
+        self.mark(Mark::Waiting);
+        let guard = loop {
+            self.say("asks", || format!("must get {mode} in {name}"));
+            let asked = self.asks(false, false, Some((name, &owner)));
+            let outcome = match mode {
+                Mode::Read => lock.read().owner(&owner).await.map(Guard::Read),
+                _ => lock.write().owner(&owner).await.map(Guard::Write),
+            };
+            match outcome {
+                Ok(guard) => break guard,
+                Err(error) => {
+                    let (calm_ms, now_ms, link) = {
+                        let state = self.world.state();
+                        (state.calm_ms, state.now_ms, state.plan.link())
+                    };
+                    let may_be_cut_off =
+                        Duration::from_millis(now_ms - calm_ms) <= link * 3 + self.core.config.patience;
+                    self.judge(&error, &asked);
+                    if !error.is_unreachable() || !may_be_cut_off {
+                        self.world.violate(|| {
+                            format!(
+                                "{} does not get on: {mode} in {name}, with no fault any more: {error}",
+                                self.lane()
+                            )
+                        });
+                        return;
+                    }
+                }
+            }
+        };
+        self.count(|tally| tally.acquired += 1);
+        let watched = self.watch(guard, lock);
+        self.store(&watched, lock);
+        let guard = self.unwatch(watched);
+        let asked = self.asks_of_hold();
+        if let Err(error) = each!(guard, guard => guard.release().await) {
+            self.judge(&error, &asked);
+        }
+        self.mark(Mark::Idle);
+    }
+
+    fn asks<'a>(&self, timed: bool, hurried: bool, refused: Option<(&'a Name, &'a Owner)>) -> Asked<'a> {
+        Asked {
+            begun_ms: self.world.state().now_ms,
+            timed,
+            hurried,
+            refused,
+            has_hold: false,
+        }
+    }
+
+    /// A release or a downgrade: it has patience.
+    fn asks_of_hold(&self) -> Asked<'static> {
+        Asked {
+            has_hold: true,
+            ..self.asks(false, false, None)
         }
     }
 
@@ -211,26 +298,30 @@ impl User {
             if depth == 0 {
                 self.mark(Mark::Waiting);
             }
-            let begun = self.world.state().now_ms;
+            let hurried = wish.tries || wish.timeout.is_some();
+            let timed = !wish.tries && wish.timeout.is_some();
+            let asked = self.asks(timed, hurried, Some((&wish.lock.name, &wish.owner)));
+            let flaw = self.world.state().plan.flaw;
             let asking = async {
                 match wish.mode {
-                    Mode::Read => Ok(ask(&wish, wish.lock.read(), wish.lock.try_read())
+                    Mode::Read => Ok(ask(&wish, flaw, wish.lock.read(), wish.lock.try_read())
                         .await?
                         .map(Guard::Read)),
                     Mode::Upgradable => Ok(ask(
                         &wish,
+                        flaw,
                         wish.lock.upgradable_read(),
                         wish.lock.try_upgradable_read(),
                     )
                     .await?
                     .map(Guard::Upgradable)),
-                    Mode::Write => Ok(ask(&wish, wish.lock.write(), wish.lock.try_write())
+                    Mode::Write => Ok(ask(&wish, flaw, wish.lock.write(), wish.lock.try_write())
                         .await?
                         .map(Guard::Write)),
                 }
             };
             let outcome = self.abandon(wish.patience, asking).await;
-            self.judge_time(&wish, begun);
+            self.judge_time(&wish, asked.begun_ms);
             match outcome {
                 None => {}
                 Some(Ok(Some(guard))) => {
@@ -244,7 +335,7 @@ impl User {
                         self.world.violate(|| format!("{} was told nothing", self.lane()));
                     }
                 }
-                Some(Err(error)) => self.judge(&error),
+                Some(Err(error)) => self.judge(&error, &asked),
             }
             if depth == 0 {
                 self.mark(Mark::Idle);
@@ -253,18 +344,30 @@ impl User {
     }
 
     /// An error that may come of it.
-    fn judge(&self, error: &Error) {
-        let refuses = self.world.state().plan.does(Fault::Refuse);
+    fn judge(&self, error: &Error, asked: &Asked<'_>) {
+        let (refuses, patient, refused) = {
+            let state = self.world.state();
+            // On its own clock, which may run slow or fast.
+            let took = Duration::from_millis(state.now_ms - asked.begun_ms) + LATE;
+            let refused = asked
+                .refused
+                .is_some_and(|(name, owner)| state.referee.was_refused(name, owner.id()));
+            (
+                state.plan.does(Fault::Refuse),
+                took.mul_f64(1.02) >= state.plan.config.patience,
+                refused,
+            )
+        };
         let (word, allowed) = if error.is_timeout() {
             self.count(|tally| tally.timeouts += 1);
-            ("timeout", true)
+            ("timeout", asked.timed)
         } else if error.is_unreachable() {
             self.count(|tally| tally.unreachable += 1);
-            ("unreachable", true)
+            ("unreachable", asked.hurried || patient)
         } else if error.is_refused() {
-            ("refused", true)
+            ("refused", refused)
         } else if error.is_lost() {
-            ("lost", true)
+            ("lost", asked.has_hold)
         } else if error.is_closed() {
             ("closed", self.core.is_ending())
         } else {
@@ -273,7 +376,7 @@ impl User {
         self.say(word, || error.to_string());
         if !allowed {
             self.world
-                .violate(|| format!("{}: an error that may not come of this: {error}", self.lane()));
+                .violate(|| format!("G9 {}: an error that may not come of this: {error}", self.lane()));
         }
     }
 
@@ -340,10 +443,14 @@ impl User {
     fn watch(&self, guard: Guard, lock: &RwLock) -> Watched {
         let told = Arc::new(AtomicBool::new(false));
         let lost = each!(&guard, guard => Box::pin(guard.lost()) as Boxed<'static, _>);
+        let late = self.world.state().plan.flaw == Some(Flaw::LostUnheard);
         self.gate.spawn(self.lane(), {
             let told = told.clone();
             async move {
                 let _ = lost.await;
+                if late {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 told.store(true, Ordering::Relaxed);
             }
         });
@@ -439,9 +546,10 @@ impl User {
             }
             _ => {
                 self.say("releases", || "releases".into());
+                let asked = self.asks_of_hold();
                 match each!(guard, guard => guard.release().await) {
                     Ok(()) => self.say("released", || "released".into()),
-                    Err(error) => self.judge(&error),
+                    Err(error) => self.judge(&error, &asked),
                 }
             }
         }
@@ -451,6 +559,12 @@ impl User {
     async fn turn(&self, watched: Watched, lock: &RwLock) -> Option<Watched> {
         let kind = self.world.draw(3);
         let guard = self.unwatch(watched);
+        let owner = each!(&guard, guard => guard.owner());
+        let asked = self.asks_of_hold();
+        let of_upgrade = |timed| Asked {
+            has_hold: true,
+            ..self.asks(timed, true, Some((&lock.name, &owner)))
+        };
         let turned = match guard {
             Guard::Read(guard) => Ok(Guard::Read(guard)),
             Guard::Write(guard) if kind == 0 => {
@@ -468,16 +582,18 @@ impl User {
             }
             Guard::Upgradable(guard) if kind == 1 => {
                 self.say("upgrades", || "tries to upgrade".into());
+                let asked = of_upgrade(false);
                 match guard.try_upgrade().await {
                     Ok(Ok(guard)) => Ok(Guard::Write(guard)),
                     Ok(Err(guard)) => Ok(Guard::Upgradable(guard)),
                     Err(failed) => {
-                        self.judge(failed.error());
+                        self.judge(failed.error(), &asked);
                         Ok(Guard::Upgradable(failed.into_guard()))
                     }
                 }
             }
             Guard::Upgradable(guard) => {
+                let asked = of_upgrade(true);
                 let lease_ms = self.world.state().plan.lease_ms;
                 let patience = if self.world.state().plan.does(Fault::Drop) && self.world.draw(4) == 0 {
                     Patience::Polls(self.world.draw(6))
@@ -491,7 +607,7 @@ impl User {
                     None => return None,
                     Some(Ok(guard)) => Ok(Guard::Write(guard)),
                     Some(Err(failed)) => {
-                        self.judge(failed.error());
+                        self.judge(failed.error(), &asked);
                         Ok(Guard::Upgradable(failed.into_guard()))
                     }
                 }
@@ -503,7 +619,7 @@ impl User {
                 Some(self.watch(guard, lock))
             }
             Err(error) => {
-                self.judge(&error);
+                self.judge(&error, &asked);
                 None
             }
         }
@@ -523,19 +639,21 @@ impl User {
     async fn revoke(&self) {
         let lock = &self.locks[usize::try_from(self.world.draw(self.locks.len() as u64 - 1)).unwrap_or(0)];
         self.say("revokes", || format!("revokes {}", lock.name()));
+        let asked = self.asks(false, false, None);
         match self.relatch.revoke(lock.name()).await {
             Ok(taken) => self.say("revoked", || format!("{taken} revoked")),
-            Err(error) => self.judge(&error),
+            Err(error) => self.judge(&error, &asked),
         }
     }
 
     async fn inspect(&self) {
         let lock = &self.locks[usize::try_from(self.world.draw(self.locks.len() as u64 - 1)).unwrap_or(0)];
+        let asked = self.asks(false, false, None);
         match self.relatch.inspect(lock.name()).await {
             Ok(seen) => self.say("inspects", || {
                 format!("sees {} hold and {} wait", seen.holder_count, seen.waiter_count)
             }),
-            Err(error) => self.judge(&error),
+            Err(error) => self.judge(&error, &asked),
         }
     }
 }
@@ -545,6 +663,7 @@ const BLAME: Duration = Duration::from_millis(250);
 
 async fn ask<G: FromHold>(
     wish: &Wish,
+    flaw: Option<Flaw>,
     acquire: Acquire<G>,
     tries: crate::TryAcquire<G>,
 ) -> Result<Option<G>, Error> {
@@ -559,7 +678,12 @@ async fn ask<G: FromHold>(
         return tries.await;
     }
     let mut acquire = acquire.owner(&wish.owner);
-    if let Some(timeout) = wish.timeout {
+    let timeout = match flaw {
+        Some(Flaw::TimeoutsForgotten) => None,
+        Some(Flaw::TimeoutsUnasked) => wish.timeout.or(Some(Duration::from_millis(100))),
+        _ => wish.timeout,
+    };
+    if let Some(timeout) = timeout {
         acquire = acquire.timeout(timeout);
     }
     if let Some(lease) = wish.lease {

@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) faults: BTreeMap<Fault, u64>,
     /// No more faults: from now on everybody must get on.
     pub(super) calm: bool,
+    /// Since then.
+    pub(super) calm_ms: u64,
     /// The first promise that was broken.
     pub(super) broken: Option<String>,
     agenda: BTreeMap<(u64, u64), Event>,
@@ -122,6 +124,7 @@ impl World {
                 meant: BTreeMap::new(),
                 faults: BTreeMap::new(),
                 calm: false,
+                calm_ms: 0,
                 broken: None,
                 agenda: BTreeMap::new(),
                 sequence: 0,
