@@ -81,6 +81,51 @@ fn seeds_that_have_found_something_are_kept() {
     }
 }
 
+#[test]
+fn a_broken_promise_is_reported_with_all_that_led_to_it_and_how_to_see_it_again() {
+    let simulate = |args: &[&str]| {
+        let output = command(OsStr::new(env!("CARGO_BIN_EXE_relatch")))
+            .arg("simulate")
+            .args(args)
+            .output()
+            .expect("the command can be started");
+        let said = String::from_utf8(output.stdout).expect("it is text");
+        (output.status.code(), said)
+    };
+    let (code, said) = simulate(&["--flaw", "releases-forgotten", "--seeds", "20"]);
+    assert_eq!(code, Some(1), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    let broken = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("BROKEN in seed "))
+        .expect("it says what was broken");
+    let (seed, what) = broken.split_once(": ").expect("a seed, and what was broken");
+    assert!(what.starts_with(Flaw::ReleasesForgotten.breaks()), "{said}");
+    assert!(
+        lines.iter().any(|line| line.contains(" server    client ")),
+        "a trace: {said}"
+    );
+    assert!(
+        lines.iter().any(|line| line.contains(" ms a column; ")),
+        "a timeline: {said}"
+    );
+    let again = format!("again: relatch simulate --from {seed} --trace --flaw releases-forgotten");
+    assert_eq!(lines.last(), Some(&again.as_str()), "{said}");
+
+    // What it says to do shows the same, from the beginning.
+    let args: Vec<&str> = again.split(' ').skip(3).collect();
+    let (code, said) = simulate(&args);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.starts_with(&format!("   0.000 fault     seed {seed}\n")),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("BROKEN in seed {seed}: {what}\n")),
+        "{said}"
+    );
+}
+
 /// What was found once, and by which seed. What a seed does hangs on what is drawn from it: after a change to the plan, the world or the
 /// users it is another run, and no worse than any other.
 const KEPT: &[(u64, &str)] = &[

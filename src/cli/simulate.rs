@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
-use relatch::simulate::{Fault, Options, Run, Tally};
+use relatch::simulate::{Fault, Flaw, Options, Run, Tally, hexadecimal};
 use serde::Serialize;
 
 use super::Outcome;
@@ -21,13 +22,13 @@ Exit status: 0 every promise was kept; 1 one was broken; 2 it could not run.
 Examples:
   relatch simulate
   relatch simulate --seeds 100000 --jobs 2
-  relatch simulate --from 4711 --seeds 1 --trace";
+  relatch simulate --from 4711 --trace";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How many seeds
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-    seeds: u64,
+    /// How many seeds; 1000, or 1 with --trace
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: Option<u64>,
     /// The first seed; the others follow it
     #[arg(long, value_name = "S", default_value_t = 1)]
     from: u64,
@@ -38,8 +39,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S")]
     seconds: Option<u64>,
     /// Print everything that happens in the first seed, also when all is well
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     trace: bool,
+    /// Break the world on purpose, to see what is reported then
+    #[arg(long, value_name = "NAME", hide = true)]
+    flaw: Option<Flaw>,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -64,6 +68,7 @@ struct Report {
     stale_writes_refused: u64,
     excused_looks: u64,
     /// Of all hashes, in whichever order they came.
+    #[serde(serialize_with = "hexadecimal")]
     hash: u64,
     /// The run that broke a promise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +108,12 @@ impl Report {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    let progress = progress(args);
+    let seeds = args.seeds.unwrap_or(if args.trace { 1 } else { 1000 });
+    let options = Options {
+        flaw: args.flaw,
+        ..Options::default()
+    };
+    let progress = progress(seeds);
     let begun = Instant::now();
     let until = args.seconds.map(|seconds| begun + Duration::from_secs(seconds));
     let report = Mutex::new(Report {
@@ -118,11 +128,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let over = until.is_some_and(|until| Instant::now() >= until);
-                    if at >= args.seeds || over || broken.load(Ordering::Relaxed) != u64::MAX {
+                    if at >= seeds || over || broken.load(Ordering::Relaxed) != u64::MAX {
                         return;
                     }
                     let seed = args.from.wrapping_add(at);
-                    let run = relatch::simulate::run(seed, Options::default());
+                    let run = relatch::simulate::run(seed, options);
                     if run.broken.is_some() {
                         broken.fetch_min(seed, Ordering::Relaxed);
                     }
@@ -142,7 +152,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
     let record = Options {
         record: true,
-        ..Options::default()
+        ..options
     };
     let broken = broken.into_inner();
     if broken != u64::MAX {
@@ -161,9 +171,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if args.json {
         out = serde_json::to_string(&report).context("the result can't be written")?;
     } else {
-        tell(&mut out, &report);
+        tell(&mut out, &report, args.flaw);
     }
-    writeln!(std::io::stdout(), "{out}").context("the result can't be written")?;
+    match writeln!(std::io::stdout(), "{out}") {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written.context("the result can't be written")?,
+    }
     Ok(if report.broken.is_some() {
         Outcome::No
     } else {
@@ -179,7 +193,7 @@ fn show(out: &mut String, run: &Run) {
     let _ = writeln!(out);
 }
 
-fn tell(out: &mut String, report: &Report) {
+fn tell(out: &mut String, report: &Report, flaw: Option<Flaw>) {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     for (fault, times) in &report.faults {
@@ -193,7 +207,7 @@ fn tell(out: &mut String, report: &Report) {
     let _ = writeln!(
         out,
         "{} guards, {} of them lost while in use; {} upgrades and downgrades; {} waits that ran out, {} refused at once; \
-         {} not answered; {} stale writes refused by the store",
+         {} not answered; {} stale writes refused by the store; {} looks at what a server had lost",
         count(report.acquired),
         count(report.lost),
         count(report.turned),
@@ -201,6 +215,7 @@ fn tell(out: &mut String, report: &Report) {
         count(report.busy),
         count(report.unreachable),
         count(report.stale_writes_refused),
+        count(report.excused_looks),
     );
     let _ = writeln!(
         out,
@@ -220,20 +235,23 @@ fn tell(out: &mut String, report: &Report) {
                 .broken
                 .as_deref()
                 .unwrap_or("this time it was kept: the run can't be repeated");
+            let flaw = flaw
+                .and_then(|flaw| flaw.to_possible_value())
+                .map_or(String::new(), |flaw| format!(" --flaw {}", flaw.get_name()));
             let _ = write!(
                 out,
-                "\nBROKEN in seed {}: {what}\nagain: relatch simulate --from {} --seeds 1 --trace",
+                "\nBROKEN in seed {}: {what}\nagain: relatch simulate --from {} --trace{flaw}",
                 run.seed, run.seed
             );
         }
     }
 }
 
-fn progress(args: &Args) -> ProgressBar {
+fn progress(seeds: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(args.seeds);
+    let bar = ProgressBar::new(seeds);
     if let Ok(style) =
         ProgressStyle::with_template("{spinner} {bar:20} {human_pos} of {human_len} seeds, {per_sec}, {eta}")
     {
