@@ -53,6 +53,7 @@ mod world;
 use gate::Gate;
 use log::{Lane, Mark};
 use plan::Plan;
+use server::BACK_MS;
 use work::User;
 use world::World;
 
@@ -278,24 +279,21 @@ async fn course(world: &Arc<World>, processes: &mut [Process], stop: &AtomicBool
 
     stop.store(true, Ordering::Relaxed);
     calm_down(world, processes);
-    let (config, lease_ms, forgot, clock_us) = {
+    let (config, lease_ms, forgot, back_ms) = {
         let state = world.state();
-        let forgot =
-            state.faults.contains_key(&Fault::LoseData) || state.faults.contains_key(&Fault::FailOver);
+        let times = |fault| state.faults.get(&fault).copied().unwrap_or(0);
+        let (lost, failed_over) = (times(Fault::LoseData), times(Fault::FailOver));
         (
             state.plan.config.clone(),
             state.plan.lease_ms,
-            forgot,
-            state
-                .faults
-                .get(&Fault::StepClock)
-                .map_or(0, |steps| steps * BACK_MS),
+            lost + failed_over > 0,
+            (times(Fault::StepClock) + failed_over) * BACK_MS,
         )
     };
     let crashed = processes.iter().any(|process| process.crashed);
 
     // Everybody ends: holds are short, and whoever is in the way of somebody lapses within a lease.
-    let leases = Duration::from_millis(lease_ms * 3 + clock_us) + config.claim * 3;
+    let leases = Duration::from_millis(lease_ms * 3 + back_ms) + config.claim * 3;
     let link = world.state().plan.link();
     let bound = (leases + link) * 40;
     if !all_end(world, processes, bound).await {
@@ -364,9 +362,6 @@ async fn all_end(world: &World, processes: &mut [Process], within: Duration) -> 
     }
     true
 }
-
-/// How far the server's clock is set back at most.
-const BACK_MS: u64 = 400;
 
 /// Waits until there is nothing to say.
 async fn settles(world: &World, within: Duration, says: impl Fn() -> Option<String>) -> bool {
@@ -541,6 +536,12 @@ async fn strike(world: &Arc<World>, processes: &mut [Process], blow: Fault) {
                     if state.plan.flaw == Some(Flaw::FencesByCount) {
                         state.server.set_us -= 60_000_000;
                     }
+                    if blow == Fault::FailOver {
+                        let by_us = state.set_clock();
+                        state.log.event(state.now_ms, Lane::World, by_us, || {
+                            format!("the other server's clock is set by {by_us} us against this one's")
+                        });
+                    }
                 }
             }
             world.settle();
@@ -566,15 +567,21 @@ async fn strike(world: &Arc<World>, processes: &mut [Process], blow: Fault) {
         }
         Fault::StepClock => {
             let state = &mut *world.state();
-            let back = if state.plan.flaw == Some(Flaw::ClockForward) {
-                -i64::try_from(long + 20).unwrap_or(20) * 1000
+            let by_us = if state.plan.flaw == Some(Flaw::ClockForward) {
+                let by_us = i64::try_from(long + 20).unwrap_or(20) * 1000;
+                state.server.set_us += by_us;
+                by_us
             } else {
-                i64::try_from(state.rng.u64(0..BACK_MS) * 1000).unwrap_or(0)
+                state.set_clock()
             };
             state.note(blow, Lane::World, || {
-                format!("the server's clock is set back by {} ms", back / 1000)
+                format!("the server's clock is set by {by_us} us")
             });
-            state.server.set_us -= back;
+            // Leases end sooner there, or later: now it is known when.
+            let names: Vec<_> = state.server.names.keys().cloned().collect();
+            for name in names {
+                state.look(&name);
+            }
         }
         Fault::Pause => {
             if processes[client].crashed {

@@ -33,13 +33,13 @@ pub enum Fault {
     Restart,
     /// The server comes back with nothing.
     LoseData,
-    /// Another server takes over, which is behind.
+    /// Another server takes over, which is behind, and whose clock may show another time.
     FailOver,
     /// The server forgets the scripts.
     FlushScripts,
     /// The server refuses everything for a while: it is loading, or out of memory.
     Refuse,
-    /// The server's clock is set back, or forward by less than leases bear.
+    /// The server's clock is set back, or forward by less than leases bear (A2), all in all.
     StepClock,
     /// A client's process is stopped, perhaps for longer than its leases, and goes on.
     Pause,

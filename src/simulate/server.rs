@@ -17,6 +17,11 @@ use super::world::{Event, Meant, State, Words};
 /// Its clock when the simulation begins: some time in 2026, in microseconds.
 const EPOCH_US: u64 = 1_780_000_000_000_000;
 
+/// How far its clock is set forward at most, in a whole run: less than the 2 ms that every lease bears.
+const AHEAD_US: u64 = 1999;
+/// How far it is set back at most at once.
+pub(super) const BACK_MS: u64 = 400;
+
 pub(super) type Names = BTreeMap<Name, LockState>;
 
 pub(super) struct Server {
@@ -32,6 +37,8 @@ pub(super) struct Server {
     announced: BTreeSet<Vec<u8>>,
     /// How far its clock has been set, in microseconds.
     pub(super) set_us: i64,
+    /// How far it may yet be set forward.
+    ahead_us: u64,
     trust: bool,
 }
 
@@ -47,6 +54,7 @@ impl Server {
             idle_since: BTreeMap::new(),
             announced: BTreeSet::new(),
             set_us: 0,
+            ahead_us: AHEAD_US,
             trust: plan.trust,
         }
     }
@@ -378,6 +386,26 @@ impl State {
             if past.len() > 64 {
                 past.pop_front();
             }
+        }
+    }
+
+    /// Its clock is set: back, or now and then forward by less than leases bear. Tells by how much, in microseconds.
+    pub(super) fn set_clock(&mut self) -> i64 {
+        let forward = self.rng.u8(0..4) == 0;
+        let most = if forward {
+            self.server.ahead_us
+        } else {
+            BACK_MS * 1000
+        };
+        let by_us = self.rng.u64(0..=most);
+        let set_us = i64::try_from(by_us).unwrap_or(0);
+        if forward {
+            self.server.ahead_us -= by_us;
+            self.server.set_us += set_us;
+            set_us
+        } else {
+            self.server.set_us -= set_us;
+            -set_us
         }
     }
 
