@@ -14,8 +14,9 @@
 //! | `referee` | what is promised, checked on every guard at every step |
 //! | `log` | the trace, its hash, and the timeline |
 //!
-//! A run has two parts. First there is trouble. Then there is none, and **everybody must get on**: whoever waits gets in, all users end, and
-//! nothing is left on the server or in any client, at once unless something died or was forgotten, else when leases have run out.
+//! A run has three parts. First there is trouble. Then there is none, and **everybody must get on**: whoever waits gets in, all users end, and
+//! nothing is left on the server or in any client, at once unless something died or was forgotten, else when leases have run out. Last,
+//! every user takes every name to write and to read, with no way out but to get it, and again nothing is left.
 //!
 //! # How far it can be believed
 //!

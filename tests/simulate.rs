@@ -4,6 +4,7 @@
 mod support;
 
 use std::ffi::OsStr;
+use std::process::Stdio;
 
 use relatch::simulate::{Fault, Flaw, Options, run};
 use serde_json::Value;
@@ -49,6 +50,10 @@ fn a_seed_is_the_same_run_in_another_process() {
         assert!(output.status.success(), "{output:?}");
         let report: Value = serde_json::from_slice(&output.stdout).expect("the result is JSON");
         assert_eq!(report["seeds"], 6);
+        assert!(
+            report["hash"].is_string(),
+            "a number of 64 bits is rounded by many readers"
+        );
         report["hash"].clone()
     };
     assert_eq!(hash(), hash());
@@ -82,16 +87,29 @@ fn seeds_that_have_found_something_are_kept() {
 }
 
 #[test]
+fn a_trace_is_of_one_seed_and_no_json() {
+    let (code, said) = simulate(&["--trace", "--from", "3000"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("\n1 seeds from 3000 in "), "{said}");
+    assert_eq!(simulate(&["--trace", "--json"]).0, Some(2));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut child = command(OsStr::new(env!("CARGO_BIN_EXE_relatch")))
+        .args(["simulate", "--trace", "--from", "75"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command can be started");
+    // More than a pipe takes in, so that it can't be done before this.
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn a_broken_promise_is_reported_with_all_that_led_to_it_and_how_to_see_it_again() {
-    let simulate = |args: &[&str]| {
-        let output = command(OsStr::new(env!("CARGO_BIN_EXE_relatch")))
-            .arg("simulate")
-            .args(args)
-            .output()
-            .expect("the command can be started");
-        let said = String::from_utf8(output.stdout).expect("it is text");
-        (output.status.code(), said)
-    };
     let (code, said) = simulate(&["--flaw", "releases-forgotten", "--seeds", "20"]);
     assert_eq!(code, Some(1), "{said}");
     let lines: Vec<&str> = said.lines().collect();
@@ -124,6 +142,17 @@ fn a_broken_promise_is_reported_with_all_that_led_to_it_and_how_to_see_it_again(
         said.contains(&format!("BROKEN in seed {seed}: {what}\n")),
         "{said}"
     );
+}
+
+/// How the command ends, and what it says.
+fn simulate(args: &[&str]) -> (Option<i32>, String) {
+    let output = command(OsStr::new(env!("CARGO_BIN_EXE_relatch")))
+        .arg("simulate")
+        .args(args)
+        .output()
+        .expect("the command can be started");
+    let said = String::from_utf8(output.stdout).expect("it is text");
+    (output.status.code(), said)
 }
 
 /// What was found once, and by which seed. What a seed does hangs on what is drawn from it: after a change to the plan, the world or the

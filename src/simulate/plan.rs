@@ -115,12 +115,16 @@ pub enum Flaw {
     LongGrants,
     /// A server that comes back counts its fences from where it was, and not from the clock.
     FencesByCount,
+    /// An owner that writes again has the fence that it had before, if nobody wrote in between.
+    FencesReused,
     /// Whoever stands in line is told nothing for good, but that it stands there.
     GrantsWithheld,
     /// What the server has lost it says to have renewed.
     LossDenied,
     /// Whoever waits for `lost()` runs late.
     LostUnheard,
+    /// Some that want to wait are refused, whoever they are.
+    RefusedForNothing,
     /// Acquisitions are made without the timeout that was asked for.
     TimeoutsForgotten,
     /// Acquisitions are made with a timeout that nobody asked for.
@@ -131,7 +135,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Flaw; 13] = [
+    pub const ALL: [Flaw; 15] = [
         Flaw::ClocksApart,
         Flaw::WithdrawalsForgotten,
         Flaw::ReleasesForgotten,
@@ -139,9 +143,11 @@ impl Flaw {
         Flaw::ClockForward,
         Flaw::LongGrants,
         Flaw::FencesByCount,
+        Flaw::FencesReused,
         Flaw::GrantsWithheld,
         Flaw::LossDenied,
         Flaw::LostUnheard,
+        Flaw::RefusedForNothing,
         Flaw::TimeoutsForgotten,
         Flaw::TimeoutsUnasked,
         Flaw::Impatient,
@@ -153,7 +159,8 @@ impl Flaw {
             Flaw::ClocksApart | Flaw::ClockForward | Flaw::LongGrants => "G1 ",
             Flaw::LossDenied => "by a lease that the server lost",
             Flaw::LostUnheard => "G2 ",
-            Flaw::FencesByCount => "G3 ",
+            Flaw::FencesByCount | Flaw::FencesReused => "G3 ",
+            Flaw::RefusedForNothing => "G4 ",
             Flaw::ResentIsNew => "G6 ",
             Flaw::WithdrawalsForgotten | Flaw::ReleasesForgotten => "G7 left behind",
             Flaw::GrantsWithheld => "does not get on",

@@ -188,6 +188,11 @@ impl Referee {
         self.refused.contains(&(name.clone(), owner))
     }
 
+    /// Who had this fence last?
+    pub(super) fn wrote(&self, name: &Name, fence: u64) -> Option<OwnerId> {
+        self.names.get(name)?.writers.get(&fence).copied()
+    }
+
     pub(super) fn is_excused(&self, request: RequestId) -> bool {
         self.excused.contains_key(&request)
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::backend::redis::simulated::{channel, payload, reply};
 use crate::protocol::{
-    Answer, Call, ClientId, HeldRow, Name, Operation, Polled, Push, Released, Renewed, Reply, Snapshot,
-    Withdrawn, WithdrawnFrom,
+    Acquired, Answer, Call, ClientId, HeldRow, Mode, Name, Operation, Polled, Push, Released, Renewed, Reply,
+    Snapshot, Withdrawn, WithdrawnFrom,
 };
 use crate::state::{Context, LockState, Tuning};
 
@@ -293,6 +293,15 @@ impl State {
         if self.plan.flaw == Some(Flaw::LongGrants) {
             pushes.iter_mut().for_each(|(_, push)| lengthen(push));
         }
+        if self.plan.flaw == Some(Flaw::FencesReused)
+            && let Operation::Acquire(op) = &call.operation
+            && let Reply::Acquire(Acquired::Granted(grant)) = &mut answer.reply
+            && op.mode == Mode::Write
+            && before.holding.is_empty()
+            && self.referee.wrote(&call.name, before.fence) == Some(op.owner)
+        {
+            grant.fence = before.fence;
+        }
         self.log.event(self.now_ms, Lane::Server, now_us, || {
             let told: String = pushes
                 .iter()
@@ -357,6 +366,9 @@ impl State {
                 blame: Snapshot::default(),
                 ahead: 0,
             }),
+            (Operation::Acquire(op), Flaw::RefusedForNothing) if op.wait && op.request.number % 8 == 0 => {
+                Reply::Acquire(Acquired::Refused)
+            }
             (Operation::Release(_), Flaw::ReleasesForgotten) => Reply::Release(Released::Released),
             _ => return None,
         };

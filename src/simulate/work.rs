@@ -375,8 +375,13 @@ impl User {
         };
         self.say(word, || error.to_string());
         if !allowed {
-            self.world
-                .violate(|| format!("G9 {}: an error that may not come of this: {error}", self.lane()));
+            let promise = if error.is_refused() { "G4" } else { "G9" };
+            self.world.violate(|| {
+                format!(
+                    "{promise} {}: an error that may not come of this: {error}",
+                    self.lane()
+                )
+            });
         }
     }
 
