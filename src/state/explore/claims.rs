@@ -7,7 +7,7 @@ use super::ghost::{
     Action, LEASE_MS, Machine, Past, Said, Standing, Step, TUNING, Why, World, withdrawn_from, write_phases,
 };
 use crate::protocol::{
-    Acquired, Downgraded, Ending, Mode, Operation, OwnerId, Polled, Push, Released, Renewed, Reply,
+    Acquire, Acquired, Downgraded, Ending, Mode, Operation, OwnerId, Polled, Push, Released, Renewed, Reply,
 };
 
 pub(super) type Verdict = Result<(), String>;
@@ -24,6 +24,7 @@ pub(super) const CLAIMS: &[Claim] = &[
     ("told", told),
     ("reentry", reentry),
     ("refusal", refusal),
+    ("deserved", deserved),
     ("readers_bound", readers_bound),
     ("writers_bound", writers_bound),
     ("fences", fences),
@@ -533,6 +534,94 @@ pub(super) fn refusal(step: &Step<'_>) -> Verdict {
         op.mode
     );
     Ok(())
+}
+
+/// Who is told to wait, `Busy`, `Refused` or that its request has ended could not have entered; `Refused` is who holds and would wait for
+/// itself, `Busy` who does not wait. What was decided then changed nothing, so the world after it is the one in which it was decided.
+pub(super) fn deserved(step: &Step<'_>) -> Verdict {
+    let Some(Said {
+        operation: Operation::Acquire(op),
+        reply: Reply::Acquire(reply),
+        ..
+    }) = &step.said
+    else {
+        return Ok(());
+    };
+    let (before, after) = (step.before, step.after);
+    let was = before.past(op.request).map(|p| p.standing);
+    let is = after.past(op.request).map(|p| p.standing);
+    let from = op.upgrade_of.map(|from| after.past(from));
+    let upgrades = from.is_none_or(|from| from.is_some_and(|from| from.is_held() && !from.revoked));
+    let held = after.held(op.owner);
+    // One that holds waits for nothing but for the readers to leave that upgradable lets in.
+    let may_wait = held.is_none() || (held == Some(Mode::Upgradable) && op.mode == Mode::Write);
+    match reply {
+        Acquired::Granted(_) => return Ok(()),
+        Acquired::Ended(ending) => {
+            let over = |standing| matches!(standing, Some(Standing::Over(_) | Standing::Replaced(_)));
+            let over = over(was) || over(is);
+            ensure!(
+                over || !upgrades,
+                "nothing of {:?} has ended, and it was told {ending:?}",
+                op.request
+            );
+            return Ok(());
+        }
+        // A copy of one that is in line decides nothing.
+        Acquired::Queued { .. } if was == Some(Standing::Waiting) => return Ok(()),
+        Acquired::Queued { .. } => ensure!(op.wait, "{:?} does not wait, and was put in line", op.request),
+        Acquired::Busy => ensure!(!op.wait, "{:?} waits, and was told that it is busy", op.request),
+        Acquired::Refused => ensure!(
+            op.wait && !may_wait,
+            "an owner that holds {held:?} may wait for {}, and was refused",
+            op.mode
+        ),
+    }
+    ensure!(
+        upgrades,
+        "what {:?} would upgrade is gone, and it was told {reply:?}",
+        op.request
+    );
+    ensure!(
+        !may_enter(after, op),
+        "an owner that holds {held:?} could have {}, and was told {reply:?}",
+        op.mode
+    );
+    Ok(())
+}
+
+/// The table of what a request meets: may it enter at once?
+fn may_enter(world: &World, op: &Acquire) -> bool {
+    let held = world.held(op.owner);
+    if held.is_some_and(|held| op.mode <= held) {
+        return true;
+    }
+    let others = world
+        .pasts
+        .iter()
+        .filter(|p| p.owner != op.owner && p.is_held())
+        .map(|p| p.mode)
+        .max();
+    let mut line = world
+        .pasts
+        .iter()
+        .filter(|p| p.id != op.request && world.is_alive(p));
+    match op.mode {
+        // Behind every writer; and what its owner waits for comes first.
+        Mode::Read => {
+            others < Some(Mode::Write)
+                && line.all(|w| w.asked != Mode::Write && (w.owner != op.owner || w.asked == Mode::Read))
+        }
+        // Beside readers, behind whoever came before and waits for more. An owner that reads stands in nobody's line.
+        Mode::Upgradable => {
+            let ahead = |w: &Past| {
+                let upgrade = w.asked == Mode::Write && world.held(w.owner) == Some(Mode::Upgradable);
+                w.asked > Mode::Read && (upgrade || op.ticket == 0 || w.ticket <= op.ticket)
+            };
+            others <= Some(Mode::Read) && (held.is_some() || !line.any(ahead))
+        }
+        Mode::Write => others.is_none(),
+    }
 }
 
 /// What was revoked is given back or lapses; no renewal and no upgrade makes it whole.

@@ -221,13 +221,18 @@ impl World {
         waiting.any(|p| p.asked > Mode::Read)
     }
 
-    /// Whether it may have lost its place without being told.
-    pub(super) fn is_doubtful(&self, p: &Past) -> bool {
+    /// Whether it waits and must not be passed over: it gave a sign of life in time, and what it would upgrade is there.
+    pub(super) fn is_alive(&self, p: &Past) -> bool {
         let upgrades = p.upgrade_of.is_none_or(|from| {
             self.past(from)
                 .is_some_and(|from| from.is_held() && !from.revoked)
         });
-        p.sign_ms <= self.now_ms || self.is_deaf(p.id.client) || !upgrades
+        p.is_waiting() && p.sign_ms > self.now_ms && upgrades
+    }
+
+    /// Whether what waits may have lost its place without being told.
+    pub(super) fn is_doubtful(&self, p: &Past) -> bool {
+        !self.is_alive(p) || self.is_deaf(p.id.client)
     }
 
     /// What the action says to the machine; `None` when it says nothing.

@@ -109,6 +109,18 @@ const MUTANTS: &[(&str, &str, Machine, Scope)] = &[
         SMALL,
     ),
     (
+        "deserved",
+        "whoever asks beside a holder and waits is refused",
+        refuses_without_need,
+        SMALL,
+    ),
+    (
+        "deserved",
+        "whoever asks beside a holder and does not wait is told that it is busy",
+        busy_without_need,
+        Scope { tries: true, ..SMALL },
+    ),
+    (
         "revoked",
         "a renewal makes a revoked hold whole",
         renewal_revives,
@@ -266,6 +278,36 @@ fn reader_waits_for_itself(state: &mut LockState, operation: &Operation, cx: &Co
         && let Some(out) = queued(state, operation, Band::Write, cx)
     {
         return out;
+    }
+    state.apply(operation, cx)
+}
+
+fn refuses_without_need(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    denied(state, operation, cx, true, Acquired::Refused)
+}
+
+fn busy_without_need(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    denied(state, operation, cx, false, Acquired::Busy)
+}
+
+/// Lets in who comes first; who comes while somebody else holds is told `reply`.
+fn denied(
+    state: &mut LockState,
+    operation: &Operation,
+    cx: &Context<'_>,
+    wait: bool,
+    reply: Acquired,
+) -> Out {
+    if let Operation::Acquire(op) = operation
+        && op.wait == wait
+        && !state.alone(op.owner)
+        && !state.holds.contains_key(&op.owner)
+    {
+        let answer = Answer {
+            now_us: Some(cx.now_us),
+            reply: Reply::Acquire(reply),
+        };
+        return (answer, Vec::new());
     }
     state.apply(operation, cx)
 }
