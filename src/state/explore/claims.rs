@@ -690,7 +690,7 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
             }
         }
         (Operation::Release(op), Reply::Release(reply)) => {
-            let quiet = step.before.state.is_quiet(&said.operation);
+            let quiet = step.before.is_quiet(&said.operation);
             let held = step
                 .before
                 .past(op.request)

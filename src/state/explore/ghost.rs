@@ -230,6 +230,17 @@ impl World {
         p.is_waiting() && p.sign_ms > self.now_ms && upgrades
     }
 
+    /// A release of what was told to be held, without a mark and with nobody in line, looks at nothing else: not at the time either. Who is
+    /// in line and gave no sign of life is there until it is met.
+    pub(super) fn is_quiet(&self, operation: &Operation) -> bool {
+        let Operation::Release(op) = operation else {
+            return false;
+        };
+        !op.mark
+            && self.past(op.request).is_some_and(Past::is_held)
+            && !self.pasts.iter().any(Past::is_waiting)
+    }
+
     /// Whether what waits may have lost its place without being told.
     pub(super) fn is_doubtful(&self, p: &Past) -> bool {
         !self.is_alive(p) || self.is_deaf(p.id.client)
@@ -442,8 +453,7 @@ impl World {
             }
         }
         if let Some(said) = said {
-            // A release that nobody waits for looks at nothing else.
-            let quiet = before.state.is_quiet(&said.operation);
+            let quiet = before.is_quiet(&said.operation);
             self.stale &= quiet;
             let now_ms = self.now_ms;
             for p in self

@@ -137,6 +137,18 @@ const MUTANTS: &[(&str, &str, Machine, Scope)] = &[
     ),
     (
         "told",
+        "every release is a quiet one",
+        releases_quietly,
+        Scope {
+            time: true,
+            owners: 2,
+            requests: 2,
+            depth: 5,
+            ..SMALL
+        },
+    ),
+    (
+        "told",
         "the deaf are granted",
         grants_the_deaf,
         Scope {
@@ -354,6 +366,15 @@ fn released(state: &mut LockState, operation: &Operation, cx: &Context<'_>, adva
         },
         pushes.into_messages(cx.now_us),
     ))
+}
+
+fn releases_quietly(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let Operation::Release(op) = operation else {
+        return state.apply(operation, cx);
+    };
+    let mut pushes = Pushes::default();
+    let reply = Reply::Release(state.release(op, false, cx, &mut pushes));
+    (Answer { now_us: None, reply }, pushes.into_messages(cx.now_us))
 }
 
 fn writers_first(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
