@@ -7,7 +7,8 @@ use super::ghost::{
     Action, LEASE_MS, Machine, Past, Said, Standing, Step, TUNING, Why, World, withdrawn_from, write_phases,
 };
 use crate::protocol::{
-    Acquire, Acquired, Downgraded, Ending, Mode, Operation, OwnerId, Polled, Push, Released, Renewed, Reply,
+    Acquire, Acquired, Downgraded, Ending, Grant, Mode, Operation, OwnerId, Polled, Push, Released, Renewed,
+    Reply,
 };
 
 pub(super) type Verdict = Result<(), String>;
@@ -348,6 +349,7 @@ pub(super) fn fences(step: &Step<'_>) -> Verdict {
             grants.extend(pushed.iter().copied());
         }
     }
+    let mut begun: Option<(OwnerId, u64)> = None;
     for (request, grant) in grants {
         let Some(p) = after.past(request) else { continue };
         if before.past(request).is_some_and(Past::is_held) {
@@ -363,11 +365,6 @@ pub(super) fn fences(step: &Step<'_>) -> Verdict {
         let wrote = before.pasts.iter().any(|h| {
             h.owner == p.owner && h.is_held() && h.mode == Mode::Write && h.deadline_ms > after.now_ms
         });
-        let wrote = wrote
-            || after
-                .pasts
-                .iter()
-                .any(|h| h.owner == p.owner && h.id != p.id && h.is_held() && h.mode == Mode::Write);
         if p.asked == Mode::Write && !wrote {
             ensure!(
                 grant.fence > before.fence,
@@ -375,12 +372,25 @@ pub(super) fn fences(step: &Step<'_>) -> Verdict {
                 grant.fence,
                 before.fence
             );
+            // What enters together writes in one phase.
+            let (owner, fence) = *begun.get_or_insert((p.owner, grant.fence));
+            ensure!(
+                owner != p.owner || fence == grant.fence,
+                "one write phase got the fences {fence} and {}",
+                grant.fence
+            );
         } else {
             ensure!(
                 grant.fence >= before.fence,
                 "{request:?} got fence {}, and {} was told before",
                 grant.fence,
                 before.fence
+            );
+            ensure!(
+                !wrote || grant.fence == before.state.fence,
+                "{request:?} for an owner that writes got fence {}, not {}",
+                grant.fence,
+                before.state.fence
             );
         }
     }
@@ -672,21 +682,16 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
                 Acquired::Busy | Acquired::Refused => !p.is_held() && !p.is_waiting(),
             };
             ensure!(fits, "it was told {reply:?}, and is {:?}", p.standing);
-            if let Acquired::Granted(grant) = reply {
-                let depth = after
-                    .pasts
-                    .iter()
-                    .filter(|q| q.owner == p.owner && q.is_held() && q.mode == p.mode)
-                    .count();
-                ensure!(
-                    grant.depth == depth as u64,
-                    "it was told depth {}, and has {depth}",
-                    grant.depth
-                );
-                ensure!(
-                    grant.deadline_ms <= now_ms + LEASE_MS.max(TUNING.claim_ms),
-                    "it was granted for longer than a lease"
-                );
+            match reply {
+                Acquired::Granted(grant) => {
+                    has(after, p, grant, after.state.fence)?;
+                    ensure!(
+                        grant.deadline_ms <= now_ms + LEASE_MS.max(TUNING.claim_ms),
+                        "it was granted for longer than a lease"
+                    );
+                }
+                Acquired::Queued { wake_ms, .. } => wakes(after, p, *wake_ms)?,
+                _ => {}
             }
         }
         (Operation::Release(op), Reply::Release(reply)) => {
@@ -710,6 +715,12 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
                 held == matches!(reply, Downgraded::Downgraded(_)),
                 "held and not revoked: {held}; it was told {reply:?}"
             );
+            // An upgrade may have taken its place since.
+            if let Downgraded::Downgraded(grant) = reply
+                && let Some(p) = after.past(op.request).filter(|p| p.is_held())
+            {
+                has(after, p, grant, step.before.state.fence)?;
+            }
         }
         (Operation::Renew(ops), Reply::Renew(replies)) => {
             for (op, reply) in ops.iter().zip(replies) {
@@ -721,6 +732,15 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
                     held == matches!(reply, Renewed::Renewed { .. }),
                     "held and not revoked: {held}; it was told {reply:?}"
                 );
+                if let Renewed::Renewed { deadline_ms } = reply
+                    && let Some(p) = after.past(op.request).filter(|p| p.is_held())
+                {
+                    ensure!(
+                        *deadline_ms == p.deadline_ms,
+                        "it was renewed until {}, and was told {deadline_ms}",
+                        p.deadline_ms
+                    );
+                }
             }
         }
         (Operation::Withdraw(op), Reply::Withdraw(reply)) => {
@@ -746,7 +766,22 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
                     Polled::NotHeld(_) => !p.is_held() && !p.is_waiting(),
                 };
                 ensure!(fits, "a poll was told {reply:?}, and it is {:?}", p.standing);
+                match reply {
+                    Polled::Granted(grant) => has(after, p, grant, after.state.fence)?,
+                    Polled::Queued { wake_ms } => wakes(after, p, *wake_ms)?,
+                    Polled::NotHeld(_) => {}
+                }
             }
+        }
+        (Operation::Revoke(op), Reply::Revoke(reply)) => {
+            let revoked =
+                |p: &&Past| p.is_held() && p.revoked && op.owner.is_none_or(|owner| p.owner == owner);
+            let revoked = || after.pasts.iter().filter(revoked);
+            let (count, until) = (revoked().count() as u64, revoked().map(|p| p.deadline_ms).max());
+            ensure!(
+                (reply.requests as u64, reply.deadline_ms) == (count, until.unwrap_or(0)),
+                "{count} are being taken away, until {until:?}, and it was told {reply:?}"
+            );
         }
         _ => {}
     }
@@ -757,16 +792,66 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
                 "a deaf client was granted something by a push"
             );
             for (request, grant) in grants {
-                let held = after
-                    .past(*request)
-                    .is_some_and(|p| p.is_held() && p.deadline_ms == grant.deadline_ms);
-                ensure!(
-                    held,
-                    "{request:?} was told by a push that it is held, and it is not so"
-                );
+                let held = after.past(*request).filter(|p| p.is_held());
+                let Some(p) = held else {
+                    return Err(format!(
+                        "{request:?} was told by a push that it is held, and it is not so"
+                    ));
+                };
+                // What is asked for enters before the line is told, or after.
+                let asked = |q: &&Past| match &said.operation {
+                    Operation::Acquire(op) => {
+                        q.id == op.request
+                            && (q.owner, q.mode) == (p.owner, p.mode)
+                            && q.is_held()
+                            && !step.before.past(q.id).is_some_and(Past::is_held)
+                    }
+                    _ => false,
+                };
+                let later = after.pasts.iter().filter(asked).filter(|q| q.id != p.id).count() as u64;
+                let earlier = Grant {
+                    depth: grant.depth + later,
+                    ..*grant
+                };
+                has(after, p, grant, grant.fence).or(has(after, p, &earlier, grant.fence))?;
             }
         }
     }
+    Ok(())
+}
+
+/// A grant says until when, how deep, and with which fence.
+fn has(world: &World, p: &Past, grant: &Grant, fence: u64) -> Verdict {
+    let alike = |q: &&Past| q.owner == p.owner && q.is_held() && q.mode == p.mode;
+    let must = Grant {
+        fence,
+        deadline_ms: p.deadline_ms,
+        depth: world.pasts.iter().filter(alike).count() as u64,
+    };
+    ensure!(*grant == must, "{:?} was told {grant:?}, and has {must:?}", p.id);
+    Ok(())
+}
+
+/// Whoever is first in line is told when the first lease that is in its way ends, and nobody else is.
+fn wakes(world: &World, p: &Past, wake_ms: u64) -> Verdict {
+    let band = |w: &Past| match (w.asked, world.held(w.owner)) {
+        (Mode::Write, Some(Mode::Upgradable)) => 0,
+        (Mode::Write, _) => 1,
+        (Mode::Upgradable, _) => 2,
+        (Mode::Read, _) => 3,
+    };
+    let line = world.pasts.iter().filter(|w| w.is_waiting());
+    let first = line.min_by_key(|w| (band(w), w.ticket, w.id));
+    let due = world.pasts.iter().filter(|h| h.is_held()).map(|h| h.deadline_ms);
+    let must = match first {
+        Some(first) if first.id == p.id => due.min().unwrap_or(u64::MAX),
+        _ => 0,
+    };
+    ensure!(
+        wake_ms == must,
+        "{:?} was told to look again at {wake_ms}, not at {must}",
+        p.id
+    );
     Ok(())
 }
 

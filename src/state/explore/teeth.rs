@@ -8,9 +8,9 @@ use super::claims::CLAIMS;
 use super::ghost::Machine;
 use super::{ALL, QUIET, explore, tell};
 use crate::protocol::{
-    Acquired, Answer, ClientId, Downgraded, Ending, Mode, Operation, Push, Released, Reply,
+    Acquired, Answer, ClientId, Downgraded, Ending, Mode, Operation, Push, Released, Renewed, Reply,
 };
-use crate::state::{Band, Context, LockState, Pushes, reenters, strongest};
+use crate::state::{Band, Context, LockState, Pushes, depth, reenters, strongest};
 
 type Out = (Answer, Vec<(ClientId, Push)>);
 
@@ -87,6 +87,40 @@ const MUTANTS: &[(&str, &str, Machine, Scope)] = &[
         SMALL,
     ),
     ("fences", "a fence stands still", fence_stands_still, SMALL),
+    (
+        "fences",
+        "what enters together has the fence of those before",
+        siblings_have_the_old_fence,
+        Scope { owners: 2, ..SMALL },
+    ),
+    (
+        "told",
+        "a renewal tells the deadline of before",
+        renewal_tells_the_old_deadline,
+        RENEWED,
+    ),
+    (
+        "told",
+        "a downgrade tells the depth of before",
+        downgrade_tells_the_old_depth,
+        Scope {
+            downgrades: true,
+            ..SMALL
+        },
+    ),
+    ("told", "a push counts nobody", push_counts_nobody, SMALL),
+    (
+        "told",
+        "the first in line is told of no lease",
+        wakes_never,
+        SMALL,
+    ),
+    (
+        "told",
+        "a revocation forgets what was revoked before",
+        revokes_anew,
+        RENEWED,
+    ),
     (
         "place",
         "a release takes the last of the line along",
@@ -415,6 +449,75 @@ fn fence_stands_still(state: &mut LockState, operation: &Operation, cx: &Context
         if let Reply::Acquire(Acquired::Granted(grant)) = &mut out.0.reply {
             grant.fence = fence;
         }
+    }
+    out
+}
+
+fn siblings_have_the_old_fence(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let fence = state.fence;
+    let mut out = state.apply(operation, cx);
+    for (_, push) in &mut out.1 {
+        if let Push::Granted { grants, .. } = push
+            && grants.len() > 1
+        {
+            for (_, grant) in grants {
+                grant.fence = fence;
+            }
+        }
+    }
+    out
+}
+
+fn renewal_tells_the_old_deadline(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let before = state.clone();
+    let mut out = state.apply(operation, cx);
+    if let (Operation::Renew(ops), Reply::Renew(replies)) = (operation, &mut out.0.reply) {
+        for (op, reply) in ops.iter().zip(replies) {
+            if let Renewed::Renewed { deadline_ms } = reply
+                && let Some(granted) = before.granted(op.owner, op.request)
+            {
+                *deadline_ms = granted.deadline_ms;
+            }
+        }
+    }
+    out
+}
+
+fn downgrade_tells_the_old_depth(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let before = state.clone();
+    let mut out = state.apply(operation, cx);
+    if let (Operation::Downgrade(op), Reply::Downgrade(Downgraded::Downgraded(grant))) =
+        (operation, &mut out.0.reply)
+    {
+        grant.depth = before.holds.get(&op.owner).map_or(0, |hold| depth(hold, op.to));
+    }
+    out
+}
+
+fn push_counts_nobody(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let mut out = state.apply(operation, cx);
+    for (_, push) in &mut out.1 {
+        if let Push::Granted { grants, .. } = push {
+            grants.iter_mut().for_each(|(_, grant)| grant.depth = 0);
+        }
+    }
+    out
+}
+
+fn wakes_never(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let mut out = state.apply(operation, cx);
+    if let Reply::Acquire(Acquired::Queued { wake_ms, .. }) = &mut out.0.reply {
+        *wake_ms = 0;
+    }
+    out
+}
+
+fn revokes_anew(state: &mut LockState, operation: &Operation, cx: &Context<'_>) -> Out {
+    let before = state.clone();
+    let mut out = state.apply(operation, cx);
+    if let Reply::Revoke(reply) = &mut out.0.reply {
+        let were = before.holds.values().flatten().filter(|g| g.revoked).count();
+        reply.requests = reply.requests.saturating_sub(were as _);
     }
     out
 }
