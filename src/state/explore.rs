@@ -13,6 +13,8 @@
 //! RELATCH_EXPLORE=5      cargo test --release --lib explore -- --nocapture
 //! ```
 //!
+//! What lies deeper is looked for by long random walks, in `walks`.
+//!
 //! Assumed, as clients do it: what is released was heard of, so it is not withdrawn as well; what may have been sent twice, or was to be
 //! upgraded, is released with a mark; no copy is under way for longer than a mark is kept; an owner's requests come through one client, unless
 //! the scope says `roam`.
@@ -25,6 +27,7 @@ mod claims;
 mod ghost;
 mod normal;
 mod teeth;
+mod walks;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -59,28 +62,30 @@ const QUIET: Scope = Scope {
     loss: false,
 };
 
+/// Everything at once.
+const EVERYTHING: Scope = Scope {
+    name: "everything",
+    owners: 4,
+    clients: 2,
+    requests: 5,
+    slice: 3,
+    depth: 5,
+    tries: true,
+    roam: true,
+    upgrades: true,
+    downgrades: true,
+    deafness: true,
+    time: true,
+    copies: true,
+    renewals: true,
+    revocation: true,
+    loss: true,
+    ..QUIET
+};
+
 /// What is explored. `slice` is the depth in an ordinary run, `depth` that of the whole.
 const SCOPES: &[Scope] = &[
-    // Everything at once.
-    Scope {
-        name: "everything",
-        owners: 4,
-        clients: 2,
-        requests: 5,
-        slice: 3,
-        depth: 5,
-        tries: true,
-        roam: true,
-        upgrades: true,
-        downgrades: true,
-        deafness: true,
-        time: true,
-        copies: true,
-        renewals: true,
-        revocation: true,
-        loss: true,
-        ..QUIET
-    },
+    EVERYTHING,
     // The line and who enters from it: bands, phases, re-entry, upgrades.
     Scope {
         name: "line",
@@ -192,16 +197,13 @@ fn explore(scope: &Scope, machine: Machine, wanted: Option<&str>) -> Explored {
                     after: &after,
                     said,
                 };
-                let mut broken = CLAIMS
-                    .iter()
-                    .filter(|(claim, _)| is_wanted(claim))
-                    .find_map(|(claim, holds)| Some((*claim, holds(&step).err()?)));
+                let mut broken = broken(&step, is_wanted);
                 if broken.is_none() {
                     if !seen.insert(normal::print(&after, scope.clients)) {
                         continue;
                     }
-                    if is_wanted("liveness") && !after.stale {
-                        broken = liveness(&after, machine).err().map(|why| ("liveness", why));
+                    if is_wanted("liveness") {
+                        broken = stuck(&after, machine);
                     }
                 }
                 match broken {
@@ -241,6 +243,24 @@ fn explore(scope: &Scope, machine: Machine, wanted: Option<&str>) -> Explored {
     explored.states = seen.len();
     explored.took = begun.elapsed();
     explored
+}
+
+/// The first wanted claim that does not hold of a step.
+fn broken(step: &Step<'_>, is_wanted: impl Fn(&str) -> bool) -> Option<(&'static str, String)> {
+    CLAIMS
+        .iter()
+        .filter(|(claim, _)| is_wanted(claim))
+        .find_map(|(claim, holds)| Some((*claim, holds(step).err()?)))
+}
+
+/// Whether somebody in this world can't come to an end.
+fn stuck(world: &World, machine: Machine) -> Option<(&'static str, String)> {
+    let verdict = if world.stale {
+        Ok(())
+    } else {
+        liveness(world, machine)
+    };
+    verdict.err().map(|why| ("liveness", why))
 }
 
 const FOUND_ENOUGH: usize = 8;

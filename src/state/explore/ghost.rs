@@ -156,12 +156,33 @@ pub(super) enum Action {
     Lose,
 }
 
+impl Action {
+    /// The request that it is about, if that has been asked for.
+    pub(super) fn about(mut self) -> Option<u8> {
+        self.about_mut().copied()
+    }
+
+    pub(super) fn about_mut(&mut self) -> Option<&mut u8> {
+        match self {
+            Action::Upgrade { of: at, .. }
+            | Action::AskAgain { at, .. }
+            | Action::Release { at, .. }
+            | Action::Downgrade { at, .. }
+            | Action::Withdraw { at, .. }
+            | Action::Renew { at, .. }
+            | Action::Poll { at } => Some(at),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct World {
     pub(super) now_ms: u64,
     pub(super) state: LockState,
     pub(super) deaf: [bool; 2],
     pub(super) pasts: Vec<Past>,
+    /// The number of the next new request, whoever's it is.
     pub(super) next: u64,
     /// The highest fence that was ever told.
     pub(super) fence: u64,
@@ -645,6 +666,10 @@ impl World {
             let waited = before.past(p.id).is_some_and(Past::is_waiting) && !more.contains(&p.owner);
             if p.is_waiting() && waited && began.is_some_and(|owner| owner != p.owner) {
                 p.phases = p.phases.saturating_add(1);
+            }
+            // What its owner waits for besides kept it from entering; so its turn is counted from when that has ended.
+            if more.contains(&p.owner) {
+                p.phases = 0;
             }
         }
     }
