@@ -797,7 +797,7 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
             let revoked = || after.pasts.iter().filter(revoked);
             let (count, until) = (revoked().count() as u64, revoked().map(|p| p.deadline_ms).max());
             ensure!(
-                (reply.requests as u64, reply.deadline_ms) == (count, until.unwrap_or(0)),
+                (reply.requests, reply.deadline_ms) == (count, until.unwrap_or(0)),
                 "{count} are being taken away, until {until:?}, and it was told {reply:?}"
             );
         }

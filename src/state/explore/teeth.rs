@@ -517,7 +517,7 @@ fn revokes_anew(state: &mut LockState, operation: &Operation, cx: &Context<'_>) 
     let mut out = state.apply(operation, cx);
     if let Reply::Revoke(reply) = &mut out.0.reply {
         let were = before.holds.values().flatten().filter(|g| g.revoked).count();
-        reply.requests = reply.requests.saturating_sub(were as _);
+        reply.requests = reply.requests.saturating_sub(were as u64);
     }
     out
 }
