@@ -17,7 +17,7 @@ use super::{Found, broken, stuck, tell};
 use crate::protocol::{Answer, ClientId, Operation, Push};
 use crate::state::{Context, LockState};
 
-const WALKS: u64 = 3_000;
+const WALKS: u64 = 2_000;
 const ACTIONS: usize = 60;
 const SEED: u64 = 1;
 
