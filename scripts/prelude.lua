@@ -255,7 +255,8 @@ local function machine(now_us, stored, owners, gives)
     end
 
     -- Puts an owner where its strongest mode belongs. Tells whether a write phase ended.
-    function M.settle_owner(owner)
+    -- `partly`: a part of a change; whether the owner may stay in line is seen when it is whole.
+    function M.settle_owner(owner, partly)
       local hold = holds[owner]
       local was_writing = M.top_owner == owner and M.top_mode == 'w'
       local was_upgradable = M.top_owner == owner and M.top_mode == 'u'
@@ -293,6 +294,9 @@ local function machine(now_us, stored, owners, gives)
       if was_upgradable ~= (mode == 'u') then
         M.settle_writes(owner, mode == 'u' and -1 or 0)
       end
+      if (was_writing or was_upgradable) and not partly then
+        M.leave_for_more(owner)
+      end
       return was_writing and not (M.top_owner == owner and M.top_mode == 'w')
     end
 
@@ -303,6 +307,19 @@ local function machine(now_us, stored, owners, gives)
         if w and w.mode == 'w' and w.band ~= band then
           w.band, changed[request], moved = band, true, true
           queue[request .. ',' .. owner] = band * M.BAND + w.ticket
+        end
+      end
+    end
+
+    -- An owner that has come to only read does not stay in line for more: it would wait for itself, or two would for each other. It asks
+    -- again, and is refused if it can't be let in at once.
+    function M.leave_for_more(owner)
+      if M.strongest(holds[owner]) ~= 'r' then
+        return
+      end
+      for _, request in ipairs(M.waiting_of(owner)) do
+        if waiters[request] and waiters[request].mode ~= 'r' then
+          M.leave(request)
         end
       end
     end
@@ -953,7 +970,7 @@ local function machine(now_us, stored, owners, gives)
         end
         of[client][#of[client] + 1] = undo
       end
-      local unheard = false
+      local unheard, undone = false, {}
       for _, client in ipairs(clients) do
         local words = { 'granted ' .. text(now_us) }
         for _, undo in ipairs(of[client]) do
@@ -980,9 +997,13 @@ local function machine(now_us, stored, owners, gives)
                 labels[from.request] = undo.label
               end
             end
-            M.settle_owner(undo.owner)
+            M.settle_owner(undo.owner, true)
+            undone[#undone + 1] = undo.owner
           end
         end
+      end
+      for _, owner in ipairs(undone) do
+        M.leave_for_more(owner)
       end
       return unheard
     end

@@ -218,6 +218,16 @@ impl LockState {
 
     /// Stores an owner's hold and puts the owner where its strongest mode belongs. Tells whether a write phase ended.
     fn settle_owner(&mut self, owner: OwnerId, hold: Hold) -> bool {
+        let was_top = self.top.is_some_and(|top| top.owner == owner);
+        let write_ended = self.place_owner(owner, hold);
+        if was_top {
+            self.leave_for_more(owner);
+        }
+        write_ended
+    }
+
+    /// The same for a part of a change: whether the owner may stay in line is seen when it is whole.
+    fn place_owner(&mut self, owner: OwnerId, hold: Hold) -> bool {
         let was_writing = self.is_top(owner, Mode::Write);
         if let Some(old) = self.holds.get(&owner) {
             self.readers.remove(&(due(old), owner));
@@ -262,6 +272,19 @@ impl LockState {
                 self.queue.remove(&(waiter.band, waiter.ticket, *request));
                 self.queue.insert((band, waiter.ticket, *request), owner);
                 waiter.band = band;
+            }
+        }
+    }
+
+    /// An owner that has come to only read does not stay in line for more: it would wait for itself, or two would for each other. It asks again,
+    /// and is refused if it can't be let in at once.
+    fn leave_for_more(&mut self, owner: OwnerId) {
+        if self.holds.get(&owner).and_then(strongest) != Some(Mode::Read) {
+            return;
+        }
+        for request in self.waiting_of.get(&owner).cloned().unwrap_or_default() {
+            if self.waiters[&request].mode > Mode::Read {
+                self.leave(request);
             }
         }
     }
@@ -560,6 +583,7 @@ impl LockState {
             clients[at].1.push(undo);
         }
         let mut unheard = false;
+        let mut undone = Vec::new();
         for (client, undos) in clients {
             if (cx.heard)(client) {
                 for undo in undos {
@@ -577,9 +601,13 @@ impl LockState {
                         self.unmark(from.request);
                         hold.push(from);
                     }
-                    self.settle_owner(undo.owner, hold);
+                    self.place_owner(undo.owner, hold);
+                    undone.push(undo.owner);
                 }
             }
+        }
+        for owner in undone {
+            self.leave_for_more(owner);
         }
         unheard
     }

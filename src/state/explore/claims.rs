@@ -520,32 +520,21 @@ fn again(step: &Step<'_>, which: fn(Why) -> bool) -> Verdict {
     Ok(())
 }
 
-/// 10: An owner that only reads does not get in line for more, and one that is in line for more is not let in only to read: it
-/// would wait for itself, or two would for each other.
+/// 10: An owner that only reads is not in line for more: it would wait for itself, or two would for each other.
 pub(super) fn refusal(step: &Step<'_>) -> Verdict {
     let Some(said) = &step.said else { return Ok(()) };
     let (before, after) = (step.before, step.after);
-    for p in after.pasts.iter().filter(|p| p.is_held() && p.mode == Mode::Read) {
-        let entered = before.held(p.owner).is_none() && after.held(p.owner) == Some(Mode::Read);
-        let waits = |w: &&Past| w.owner == p.owner && w.is_waiting() && w.asked > Mode::Read;
-        // It entered with more that was granted to a deaf client, and taken back. Left out here as in `writers_bound`.
-        let deaf = before
-            .pasts
-            .iter()
-            .filter(waits)
-            .any(|w| after.is_deaf(w.id.client));
-        if deaf {
-            continue;
-        }
-        for w in after.pasts.iter().filter(waits) {
-            ensure!(
-                !entered || after.is_doubtful(w) || before.is_doubtful(w),
-                "{:?} was let in to read while its owner waits for {} ({:?})",
-                p.id,
-                w.asked,
-                w.id
-            );
-        }
+    for w in after
+        .pasts
+        .iter()
+        .filter(|w| w.is_waiting() && w.asked > Mode::Read)
+    {
+        ensure!(
+            after.held(w.owner) != Some(Mode::Read),
+            "{:?} waits for {} while its owner only reads",
+            w.id,
+            w.asked
+        );
     }
     let (Operation::Acquire(op), Reply::Acquire(reply)) = (&said.operation, &said.reply) else {
         return Ok(());
@@ -767,8 +756,10 @@ pub(super) fn told(step: &Step<'_>) -> Verdict {
             };
             let lapsed = p.is_held() && p.deadline_ms <= now_ms;
             let was = withdrawn_from(p);
+            // A lease of its owner's has run out, and it left the line in this very step.
+            let left = p.is_waiting() && p.asked > Mode::Read && after.held(p.owner) == Some(Mode::Read);
             ensure!(
-                reply.was == was || lapsed,
+                reply.was == was || lapsed || left,
                 "it was withdrawn from {was:?}, and was told {:?}",
                 reply.was
             );
@@ -906,14 +897,6 @@ pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
         .filter(|p| p.is_waiting() && !world.is_doubtful(p))
         .map(|p| p.id)
         .collect();
-    // Who gave its upgradable hold back, or lost a part of what it had, may only read by now and wait to write. That was refused it if it
-    // asked for it now; it has to give back.
-    let mut itself: BTreeSet<_> = world
-        .pasts
-        .iter()
-        .map(|p| p.owner)
-        .filter(|owner| world.held(*owner) == Some(Mode::Read) && world.waits_for_more(*owner))
-        .collect();
     for _ in 0..3 * world.pasts.len() + 3 {
         for at in 0..world.pasts.len() {
             if world.pasts.get(at).is_some_and(Past::is_waiting) {
@@ -921,14 +904,12 @@ pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
             }
         }
         want.retain(|id| world.past(*id).is_some_and(Past::is_waiting));
-        let content = |world: &World, itself: &BTreeSet<OwnerId>| {
+        let content = |world: &World| {
             world.pasts.iter().position(|p| {
-                p.is_held()
-                    && (itself.contains(&p.owner)
-                        || !world.pasts.iter().any(|w| w.owner == p.owner && w.is_waiting()))
+                p.is_held() && !world.pasts.iter().any(|w| w.owner == p.owner && w.is_waiting())
             })
         };
-        while let Some(at) = content(&world, &itself) {
+        while let Some(at) = content(&world) {
             let id = world.pasts[at].id;
             world = world
                 .step(
@@ -946,7 +927,6 @@ pub(super) fn liveness(world: &World, machine: Machine) -> Verdict {
             );
             want.retain(|id| world.past(*id).is_some_and(Past::is_waiting));
         }
-        itself.clear();
         if world.state.is_idle() {
             break;
         }

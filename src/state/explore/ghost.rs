@@ -484,6 +484,16 @@ impl World {
             {
                 p.end(if p.revoked { Why::Revoked } else { Why::Lapsed }, true, now_ms);
             }
+            // Whoever has come to only read leaves the line for more: as a lease ran out, or by what was said.
+            let reads = |world: &World, p: &Past| {
+                p.asked > Mode::Read && p.is_waiting() && world.held(p.owner) == Some(Mode::Read)
+            };
+            let left: Vec<RequestId> = self
+                .pasts
+                .iter()
+                .filter(|p| reads(self, p))
+                .map(|p| p.id)
+                .collect();
             match &said.operation {
                 Operation::Acquire(_) => {
                     self.follow_pushes(said);
@@ -496,7 +506,8 @@ impl World {
             }
             for at in 0..self.pasts.len() {
                 let p = &self.pasts[at];
-                if p.is_waiting() && self.is_doubtful(p) && !self.state.waiters.contains_key(&p.id) {
+                let may = left.contains(&p.id) || reads(self, p) || self.is_doubtful(p);
+                if p.is_waiting() && may && !self.state.waiters.contains_key(&p.id) {
                     self.pasts[at].standing = Standing::Passed;
                 }
             }
