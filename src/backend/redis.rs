@@ -69,11 +69,7 @@ impl RedisBackend {
         sink: Sink,
     ) -> Result<Arc<Self>, Error> {
         let target = options.target()?;
-        Ok(Arc::new(Self {
-            linker: Arc::new(Linker::new(options, target, client, clock, sink)),
-            tuning,
-            calls: AtomicU64::new(1),
-        }))
+        Ok(Self::over(options, target, client, tuning, clock, sink))
     }
 
     /// As [`new`](Self::new), over the network of a simulation.
@@ -88,11 +84,22 @@ impl RedisBackend {
     ) -> Result<Arc<Self>, Error> {
         let mut target = options.target()?;
         target.address = options::Address::Simulated(network);
-        Ok(Arc::new(Self {
+        Ok(Self::over(options, target, client, tuning, clock, sink))
+    }
+
+    fn over(
+        options: RedisOptions,
+        target: options::Target,
+        client: ClientId,
+        tuning: Tuning,
+        clock: Clock,
+        sink: Sink,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             linker: Arc::new(Linker::new(options, target, client, clock, sink)),
             tuning,
             calls: AtomicU64::new(1),
-        }))
+        })
     }
 
     /// The server's address, without credentials.

@@ -557,6 +557,29 @@ fn a_waiter_whose_process_was_stopped_asks_before_it_gives_up() {
     });
 }
 
+/// Out of the buffers of a server that was stopped for longer than a lease, say.
+#[test]
+fn a_withdrawal_is_repeated_beyond_a_lease_as_its_acquisition_may_still_arrive() {
+    alone(async {
+        let (clock, server) = world();
+        let client = Client::here(&server);
+        client.wire.fail(Kind::Acquire, Fault::Late);
+        let mut write = ByHand::new(client.lock().write().into_future());
+        assert!(write.poll().is_none());
+        work().await;
+        assert!(client.wire.has_late());
+        client.wire.fail(Kind::Withdraw, Fault::NeverSent);
+        drop(write);
+        pass(&clock, client.core.config.lease * 2).await;
+        client.wire.spare(Kind::Withdraw);
+        client.wire.heal();
+        settle(&clock).await;
+        assert!(client.wire.deliver_late() > 0);
+        assert!(server.is_idle(), "what arrives late was withdrawn");
+        assert_eq!(client.leftovers(), None);
+    });
+}
+
 #[test]
 fn a_waiter_gives_up_when_the_server_has_not_answered_for_its_patience() {
     for fault in [Fault::NeverSent, Fault::LoseRequest, Fault::LoseReply] {
