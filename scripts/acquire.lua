@@ -26,57 +26,94 @@
 -- Wakes
 --   requests of the same owner that may re-enter now; and, like every script, whoever can enter as a lease has lapsed.
 local REQUEST, OWNER, MODE, LEASE = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local now_us, now, now_text = clock()
 
-local now_us, now = clock()
-local stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER)
-
--- Nobody waits, nobody is in the way, the owner holds nothing yet, nothing has lapsed, it has no mark, no TTL needs a look, and
--- there is nothing else to it. What is written here is what `enter` and `flush` would write.
+-- What is common and plain is told straight out, as the machine below would do it: nothing has lapsed, the request is new and says
+-- no more than it must, no TTL needs a look.
 do
-  local fence, top, due, waiting, warm, marks = unpack(stored, 1, 6)
+  local lone = OWNER == REQUEST -- made for it: such an owner holds and waits for nothing else
+  local stored
+  if lone then
+    stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks')
+  else
+    stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', '@' .. OWNER)
+  end
+  local fence, top, due, waiting, warm, marks, hold = unpack(stored, 1, 7)
+  if waiting == '0' then
+    waiting = false
+  end
   local deadline = now + LEASE
+  local due_later = due and (due == FAR or tonumber(due) > now)
+  local top_due = top and string.match(top, '%d+', 3)
+  local top_later = not top or tonumber(top_due) > now
   if
     warm
     and fence
+    and top_later
     and deadline <= tonumber(warm)
-    and not (waiting or stored[8] or ARGV[8])
+    and not ARGV[8]
     and (not marks or tonumber(marks) <= now or not redis.call('ZSCORE', MARKS, REQUEST))
   then
-    local till
-    if MODE == 'r' then
+    local writing = top and string.byte(top) == 119
+    local _, own = nil, nil
+    if top then
+      _, own = string.find(top, ',' .. OWNER .. '|', 1, true)
+    end
+
+    -- It holds already, and asks for no more than that.
+    if own or hold then
+      local list = own and string.sub(top, own) or hold
       if
-        due
-        and (due == FAR or tonumber(due) > now)
-        and (not top or (string.byte(top) == 117 and tonumber(string.match(top, '%d+')) > now))
-        and not (top and string.find(top, ',' .. OWNER .. '|', 1, true))
+        (not due or due_later)
+        and (own or (due and due ~= FAR))
+        and string.byte(MODE) <= (own and string.byte(top) or 114)
+        and (not waiting or (writing and own and redis.call('HEXISTS', WAITERS, '@' .. OWNER) == 0))
+        and not string.find(list, '|' .. REQUEST .. ',', 1, true)
       then
-        till = string.format('%.0f', deadline)
-        local lone
-        if OWNER == REQUEST then
+        local till = string.format('%.0f', deadline)
+        local _, depth = string.gsub(list, ',[' .. MODE .. string.upper(MODE) .. '][+,]', '')
+        list = list .. '|' .. REQUEST .. ',' .. MODE .. ',' .. till .. ',' .. LEASE
+        if own then
+          top_due = deadline < tonumber(top_due) and till or top_due
+          redis.call('HSET', HASH, 'top', string.sub(top, 1, 2) .. top_due .. ',' .. OWNER .. list)
+        else
+          redis.call('ZADD', READERS, 'LT', till, OWNER)
+          redis.call('HSET', HASH, '@' .. OWNER, list, 'due', deadline < tonumber(due) and till or due)
+        end
+        return CALL .. ' granted ' .. now_text .. ' ' .. fence .. ' ' .. till .. ' ' .. depth + 1
+      end
+
+    -- Nobody waits, nobody is in the way.
+    elseif not waiting and not writing and MODE == 'r' then
+      if due_later then
+        local till = string.format('%.0f', deadline)
+        local made -- whether it tells by itself since when it holds
+        if lone then
           local made_us = string.match(REQUEST, '%d+$') + EPOCH_US
-          local made = (made_us - made_us % 1000) / 1000
-          lone = made <= now and now - made <= FRESH
+          made = (made_us - made_us % 1000) / 1000
+          made = made <= now and now - made <= FRESH
         end
-        if redis.call('ZADD', READERS, 'NX', till, OWNER) == 0 then
-          till = nil -- a copy
-        elseif not lone then
-          redis.call('HSET', HASH, '@' .. OWNER, '|' .. REQUEST .. ',r,' .. till .. ',' .. LEASE)
-        end
-        if till and deadline < tonumber(due) then
-          redis.call('HSET', HASH, 'due', till)
+        if redis.call('ZADD', READERS, 'NX', till, OWNER) == 1 then
+          if not made then
+            redis.call('HSET', HASH, '@' .. OWNER, '|' .. REQUEST .. ',r,' .. till .. ',' .. LEASE)
+          end
+          if deadline < tonumber(due) then
+            redis.call('HSET', HASH, 'due', till)
+          end
+          return CALL .. ' granted ' .. now_text .. ' ' .. fence .. ' ' .. till .. ' 1'
         end
       end
-    elseif not top then
+    elseif not waiting and not top then
       local read = due and due ~= FAR -- or they have left, and nobody has looked since
-      local shared = read and MODE == 'u' and tonumber(due) > now
+      local shared = read and MODE == 'u' and due_later
       if shared and string.find(OWNER, '.', 1, true) then
         shared = not redis.call('ZSCORE', READERS, OWNER)
       end
       if not read or shared or redis.call('ZCOUNT', READERS, '-inf', '(inf') == 0 then
-        till = string.format('%.0f', deadline)
+        local till = string.format('%.0f', deadline)
         if MODE == 'w' then
           fence = fence + 1
-          fence = string.format('%.0f', fence < now_us and now_us or fence)
+          fence = fence < now_us and now_text or string.format('%.0f', fence)
         end
         top = MODE .. ',' .. till .. ',' .. OWNER .. '|' .. REQUEST .. ',' .. MODE .. ',' .. till .. ',' .. LEASE
         if read and not shared then
@@ -84,21 +121,54 @@ do
         else
           redis.call('HSET', HASH, 'fence', fence, 'top', top)
         end
+        return CALL .. ' granted ' .. now_text .. ' ' .. fence .. ' ' .. till .. ' 1'
       end
     end
-    if till then
-      return string.format('%s granted %.0f %s %s 1', CALL, now_us, fence, till)
+
+    -- It waits: behind a writer, or as a writer for the readers that are in.
+    local wake
+    if own or hold or ARGV[7] ~= '1' then
+      -- Not this way.
+    elseif writing then
+      wake = top_due
+    elseif not top and not waiting and MODE == 'w' and due_later then
+      if not (string.find(OWNER, '.', 1, true) and redis.call('ZSCORE', READERS, OWNER)) then
+        wake = redis.call('ZRANGEBYSCORE', READERS, '-inf', '(inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+      end
+    end
+    if wake then
+      local claim, retention = string.match(ARGV[2], '^(%d+) %d+ (%d+)')
+      local known = redis.call('HMGET', HASH, 'ticket', '@' .. OWNER) -- a copy may hold what it was downgraded to
+      local asked = now + claim <= tonumber(warm) and redis.call('HMGET', WAITERS, REQUEST, '@' .. OWNER)
+      if asked and not (known[2] or asked[1] or asked[2]) then
+        local ticket = math.max((known[1] or 0) + 1, now_us - EPOCH_US)
+        local band = MODE == 'w' and 0 or MODE == 'u' and 1 or 2
+        local place = REQUEST .. ',' .. OWNER
+        redis.call('ZADD', QUEUE, string.format('%.0f', band * 2251799813685248 + ticket), place)
+        ticket = string.format('%.0f', ticket)
+        local record = string.format('%s,%d,%s,%s,%.0f,,', OWNER, band, ticket, LEASE, now + claim)
+        redis.call('HSET', WAITERS, REQUEST, record, '@' .. OWNER, REQUEST)
+        redis.call('HSET', HASH, 'ticket', ticket, 'waiting', (waiting or 0) + 1)
+        if waiting then
+          wake = redis.call('ZRANK', QUEUE, place) == 0 and wake or 0
+        else
+          local till = string.format('%.0f', warm + retention - 1)
+          redis.call('PEXPIREAT', QUEUE, till)
+          redis.call('PEXPIREAT', WAITERS, till)
+        end
+        return CALL .. ' queued ' .. now_text .. ' ' .. ticket .. ' ' .. wake
+      end
     end
   end
 end
 
 local WAIT, TICKET, UPGRADE_OF, LABEL = ARGV[7] == '1', tonumber(ARGV[8] or 0), ARGV[9] or '', ARGV[10] or ''
 LEASE = tonumber(LEASE)
-local M = machine(now_us, stored, { OWNER }, false)
+local M = machine(now_us, { OWNER }, false)
 
 local function reply(word, ...)
   M.flush()
-  local words = { CALL, word, string.format('%.0f', now_us), ... }
+  local words = { CALL, word, now_text, ... }
   for i = 4, #words do
     words[i] = type(words[i]) == 'number' and string.format('%.0f', words[i]) or words[i]
   end

@@ -18,12 +18,7 @@
 local REQUEST, OWNER, FENCE, TO = ARGV[3], ARGV[4], tonumber(ARGV[5]), string.sub(ARGV[6], 1, 1)
 
 local now_us = clock()
-local M = machine(
-  now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER),
-  { OWNER },
-  true
-)
+local M = machine(now_us, { OWNER }, true)
 local write_ended = M.lapse()
 local g = M.granted(OWNER, REQUEST)
 local reply

@@ -15,7 +15,7 @@
 local LIMIT = tonumber(ARGV[3])
 
 local now_us = clock()
-local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket'), {}, true)
+local M = machine(now_us, {}, true)
 M.advance(M.lapse())
 local fence, holders, waiters, held = M.snapshot(LIMIT)
 local waits = {}

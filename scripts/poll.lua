@@ -15,22 +15,17 @@
 --   not_held  - lapsed, revoked, withdrawn, replaced or unknown
 -- Wakes
 --   whoever can enter as a lease has lapsed, or as a waiter before it was not refreshed.
-local requests, owners, known, fields, all = {}, {}, {}, {}, {}
+local requests, owners, known, all = {}, {}, {}, {}
 for i = 3, #ARGV, 2 do
   local owner = ARGV[i + 1]
   requests[#requests + 1], all[#all + 1] = ARGV[i], owner
   if not known[owner] then
-    owners[#owners + 1], fields[#fields + 1], known[owner] = owner, '@' .. owner, true
+    owners[#owners + 1], known[owner] = owner, true
   end
 end
 
 local now_us = clock()
-local M = machine(
-  now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', unpack(fields)),
-  owners,
-  true
-)
+local M = machine(now_us, owners, true)
 local write_ended = M.lapse()
 if M.waiting > 0 then
   M.load_waiters(requests, owners)

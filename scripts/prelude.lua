@@ -10,7 +10,7 @@
 --                         absent when nobody does
 --                due      no later than the earliest deadline of those who only read, FAR when nobody does; absent when READERS has
 --                         not been made yet
---                waiting  how many requests are queued; absent when none is
+--                waiting  how many requests are queued; absent or 0 when none is
 --                ticket   the last ticket given
 --                marks    when the last mark ends: after it nobody looks into MARKS
 --                warm     until which deadline the keys need not be kept for longer; see Expiry
@@ -57,18 +57,19 @@ local FAR = '9007199254740991'
 local EPOCH_US = 1735689600000000 -- tickets and requests are numbered by microseconds from here
 local FRESH = 1000 -- how many milliseconds old a lone reader's request may be to tell by itself since when it holds
 
--- Microseconds, milliseconds.
+-- Microseconds, milliseconds; and the microseconds as text, which nine times out of ten costs next to nothing.
 local function clock()
   local time = redis.call('TIME')
   local now_us = time[1] * 1000000 + time[2]
-  return now_us, (now_us - now_us % 1000) / 1000
+  return now_us, (now_us - now_us % 1000) / 1000, #time[2] == 6 and time[1] .. time[2] or string.format('%.0f', now_us)
 end
 
 -- Binds KEYS and ARGV anew: a function that captures nothing costs next to nothing where it isn't called.
--- `stored` is what HASH has: fence, top, due, waiting, warm, marks, ticket, and then the fields of `owners`.
--- `gives`: this step gives back or keeps what is held, and must not fail for want of memory.
-local function machine(now_us, stored, owners, gives)
-  local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- `owners`: whose holds are read with the rest; `gives`: this step gives back or keeps what is held, and must not fail for want of
+-- memory; `from`: how many of KEYS stand before those of this name.
+local function machine(now_us, owners, gives, from)
+  from = from or 0
+  local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[from + 1], KEYS[from + 2], KEYS[from + 3], KEYS[from + 4], KEYS[from + 5]
   local CLAIM, MARK, RETENTION, TRUST, CHANNEL = string.match(ARGV[2], '^(%d+) (%d+) (%d+) ([01]) (.*)$')
   CLAIM, MARK, RETENTION, TRUST = tonumber(CLAIM), tonumber(MARK), tonumber(RETENTION), TRUST == '1'
   local now = (now_us - now_us % 1000) / 1000
@@ -82,6 +83,12 @@ local function machine(now_us, stored, owners, gives)
   end
 
   local FAR, EPOCH_US = 9007199254740991, 1735689600000000
+
+  local fields = {}
+  for i, owner in ipairs(owners) do
+    fields[i] = '@' .. owner
+  end
+  local stored = call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', unpack(fields))
 
   local M = {
     fence = tonumber(stored[1]) or 0,

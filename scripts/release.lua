@@ -20,33 +20,143 @@
 --   the next in line.
 local REQUEST, OWNER, LEAVE_MARK = ARGV[3], ARGV[4], ARGV[7] == '1'
 
-local waiting, top, hold, due = unpack(redis.call('HMGET', HASH, 'waiting', 'top', '@' .. OWNER, 'due'), 1, 4)
-
--- Nobody waits, and this is all that the owner holds, without a label.
-if not (waiting or LEAVE_MARK) then
+-- What is common and plain is told straight out, as the machine below would do it: the request is held, without a label.
+do
+  local waiting, top, hold = unpack(redis.call('HMGET', HASH, 'waiting', 'top', '@' .. OWNER), 1, 3)
+  if waiting == '0' then
+    waiting = false
+  end
+  -- Is it all that the owner holds?
+  local writes, reads
   if top then
     local _, last = string.find(top, ',' .. OWNER .. '|' .. REQUEST .. ',', 1, true)
-    if last and string.find(top, '^%a,%d+,%d+$', last + 1) then
-      redis.call('HDEL', HASH, 'top')
-      return CALL .. ' released'
-    end
+    writes = last and string.match(top, '^(%a),%d+,%d+$', last + 1)
   end
   if hold then
     local _, last = string.find(hold, '|' .. REQUEST .. ',', 1, true)
-    if last == #REQUEST + 2 and string.find(hold, '^%a,%d+,%d+$', last + 1) then
-      redis.call('ZREM', READERS, OWNER)
-      redis.call('HDEL', HASH, '@' .. OWNER)
+    reads = last == #REQUEST + 2 and string.find(hold, '^%a,%d+,%d+$', last + 1)
+  elseif not writes then
+    reads = OWNER == REQUEST
+  end
+
+  if LEAVE_MARK then
+    -- Not this way.
+
+  -- Nobody waits.
+  elseif writes and not waiting then
+    redis.call('HDEL', HASH, 'top')
+    return CALL .. ' released'
+  elseif reads and not waiting then
+    if redis.call('ZREM', READERS, OWNER) == 1 or hold then
+      if hold then
+        redis.call('HDEL', HASH, '@' .. OWNER)
+      end
       return CALL .. ' released'
     end
-  elseif due and OWNER == REQUEST and redis.call('ZREM', READERS, OWNER) == 1 then
-    return CALL .. ' released'
+
+  -- The next in line is a writer, and nobody comes before it: no reader when a writer leaves, no upgradable that came earlier.
+  elseif writes == 'w' or (reads and not top) then
+    local now_us, now, now_text = clock()
+    local fence, due, warm = unpack(redis.call('HMGET', HASH, 'fence', 'due', 'warm'), 1, 3)
+    local left = 0 -- how many others hold
+    local in_time
+    if writes then
+      in_time = tonumber(string.match(top, '%d+', 3)) > now
+    else
+      in_time = due and due ~= FAR and tonumber(due) > now and redis.call('ZSCORE', READERS, OWNER)
+      left = in_time and redis.call('ZCOUNT', READERS, '-inf', '(inf') - 1
+    end
+    local place
+    if in_time and fence and warm then
+      if redis.call('ZCOUNT', QUEUE, '2251799813685248', writes and '+inf' or '(4503599627370496') == 0 then
+        place = redis.call('ZRANGE', QUEUE, 0, 0)[1]
+      end
+    end
+    if place then
+      local request, owner = string.match(place, '^([^,]+),(.+)$')
+      local record, asked = unpack(redis.call('HMGET', WAITERS, request, '@' .. owner), 1, 2)
+      local of, lease, till = string.match(record or '', '^([^,]+),0,%d+,(%d+),(%d+),,$')
+      local claim, trust, channel = string.match(ARGV[2], '^(%d+) %d+ %d+ ([01]) (.*)$')
+      if of == owner and asked == request and tonumber(till) > now then
+        lease = tonumber(lease) < tonumber(claim) and lease or claim
+        local deadline = now + lease
+        if left > 0 then
+          redis.call('ZREM', READERS, OWNER)
+          if hold then
+            redis.call('HDEL', HASH, '@' .. OWNER)
+          end
+          return CALL .. ' released'
+        elseif deadline <= tonumber(warm) then
+          if reads then
+            redis.call('ZREM', READERS, OWNER)
+            if hold then
+              redis.call('HDEL', HASH, '@' .. OWNER)
+            end
+          end
+          redis.call('ZREM', QUEUE, place)
+          redis.call('HDEL', WAITERS, request, '@' .. owner)
+          fence = fence + 1
+          fence = fence < now_us and now_text or string.format('%.0f', fence)
+          till = string.format('%.0f', deadline)
+          top = 'w,' .. till .. ',' .. owner .. '|' .. request .. ',w,' .. till .. ',' .. lease
+          if reads then
+            redis.call('HSET', HASH, 'fence', fence, 'top', top, 'waiting', waiting - 1, 'due', FAR)
+          else
+            redis.call('HSET', HASH, 'fence', fence, 'top', top, 'waiting', waiting - 1)
+          end
+          local told = 'granted ' .. now_text .. ' ' .. request .. ',' .. fence .. ',' .. till .. ',1'
+          local heard = redis.pcall('PUBLISH', channel .. string.match(request, '^[^.]*'), told)
+          if heard == 0 and trust == '1' then
+            -- It does not get what it did not hear of.
+            local M = machine(now_us, { owner }, true)
+            M.drop_granted(owner, M.granted(owner, request))
+            M.advance(false)
+            M.flush()
+          end
+          return CALL .. ' released'
+        end
+      end
+    end
+
+  -- It holds as much as before, less often.
+  elseif top or hold then
+    local _, own = nil, nil
+    if top then
+      _, own = string.find(top, ',' .. OWNER .. '|', 1, true)
+    end
+    local list = own and string.sub(top, own) or hold or ''
+    local at = string.find(list, '|' .. REQUEST .. ',', 1, true)
+    local mode, deadline, past = string.match(list, '^|[^,]+,(%l),(%d+),%d+()', at or #list + 1)
+    local of = own and string.sub(top, 1, 1) or 'r'
+    if mode and (not waiting or (of == 'w' and tonumber(string.match(top, '%d+', 3)) > select(2, clock()))) then
+      list = string.sub(list, 1, at - 1) .. string.sub(list, past)
+      if string.find(list, ',[' .. of .. string.upper(of) .. '][+,]') then
+        local due = own and string.match(top, '%d+', 3) or redis.call('ZSCORE', READERS, OWNER)
+        if deadline == due then
+          due = FAR
+          for later in string.gmatch(list, '|[^,]+,[^,]+,(%d+)') do
+            due = tonumber(later) < tonumber(due) and later or due
+          end
+          if not own then
+            redis.call('ZADD', READERS, due, OWNER)
+          end
+        end
+        if own then
+          redis.call('HSET', HASH, 'top', of .. ',' .. due .. ',' .. OWNER .. list)
+        elseif due then
+          redis.call('HSET', HASH, '@' .. OWNER, list)
+        end
+        if own or due then
+          return CALL .. ' released'
+        end
+      end
+    end
   end
 end
 
 local FENCE, AGAIN = tonumber(ARGV[5]), ARGV[6] == '1'
 local now_us = clock()
-local stored = redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER)
-local M = machine(now_us, stored, { OWNER }, true)
+local M = machine(now_us, { OWNER }, true)
 local g = M.granted(OWNER, REQUEST)
 local quiet = g and M.waiting == 0 and not LEAVE_MARK
 local write_ended = false

@@ -17,7 +17,7 @@
 local OWNER, GRANTED_BY = ARGV[3], tonumber(ARGV[4])
 
 local now_us = clock()
-local M = machine(now_us, redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket'), {}, true)
+local M = machine(now_us, {}, true)
 local write_ended = M.lapse()
 local owners = { OWNER }
 if OWNER == '' then

@@ -20,12 +20,7 @@
 local REQUEST, OWNER, BLAME, UPGRADE_OF = ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
 
 local now_us = clock()
-local M = machine(
-  now_us,
-  redis.call('HMGET', HASH, 'fence', 'top', 'due', 'waiting', 'warm', 'marks', 'ticket', '@' .. OWNER),
-  { OWNER },
-  true
-)
+local M = machine(now_us, { OWNER }, true)
 local write_ended = M.lapse()
 local was, ahead = 'absent', 0
 local fence, holders, waiters, rows

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::protocol::{Answer, Call, ClientId, ClientInfo, Push};
+use crate::protocol::{Answer, Call, ClientId, ClientInfo, Name, Push};
 
 pub(crate) mod embedded;
 #[cfg(feature = "redis")]
@@ -40,6 +40,12 @@ pub(crate) type Sink = Box<dyn Fn(Push) + Send + Sync>;
 pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes one call, once. Waits for a link if there is none. Dropping the future makes the outcome unknown.
     fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>>;
+
+    /// Renewals of names with the same number may go in one call.
+    fn together(&self, name: &Name) -> u64 {
+        let _ = name;
+        0
+    }
 
     /// Makes the call here and now, if this backend can: what is dropped is then given back at once.
     fn call_now(&self, call: &Call) -> Option<Heard> {

@@ -264,12 +264,33 @@ pub(crate) struct Call {
     pub(crate) operation: Operation,
 }
 
+impl Call {
+    /// Where renewals are of several names: a call for each, in order. Otherwise none.
+    pub(crate) fn parts(&self) -> Vec<Call> {
+        let Operation::Renew(renewals) = &self.operation else {
+            return Vec::new();
+        };
+        if renewals.iter().all(|renewal| renewal.name == self.name) {
+            return Vec::new();
+        }
+        renewals
+            .chunk_by(|a, b| a.name == b.name)
+            .map(|of| Call {
+                name: of[0].name.clone(),
+                operation: Operation::Renew(of.to_vec()),
+            })
+            .collect()
+    }
+}
+
 /// The operations; one script each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Acquire(Acquire),
     Release(Release),
     Downgrade(Downgrade),
+    /// Of one name or of several, as far as the backend says that they go [`together`](crate::backend::Backend::together); the
+    /// call's is the first. At most [`MAX_BATCH`] at once.
     Renew(Vec<Renewal>),
     Withdraw(Withdraw),
     /// Refreshes requests that wait, and asks what became of them. At most [`MAX_BATCH`] at once.
@@ -325,8 +346,9 @@ pub(crate) struct Downgrade {
     pub(crate) to: Mode,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Renewal {
+    pub(crate) name: Name,
     pub(crate) request: RequestId,
     pub(crate) owner: OwnerId,
     pub(crate) fence: u64,
@@ -361,6 +383,23 @@ pub(crate) struct Revoke {
 pub(crate) struct Answer {
     pub(crate) now_us: Option<u64>,
     pub(crate) reply: Reply,
+}
+
+impl Answer {
+    /// The answers to the [`parts`](Call::parts) of a call are the answer to it.
+    pub(crate) fn joined(parts: impl IntoIterator<Item = Answer>) -> Answer {
+        let mut joined = Answer {
+            now_us: None,
+            reply: Reply::Renew(Vec::new()),
+        };
+        for part in parts {
+            joined.now_us = joined.now_us.or(part.now_us);
+            if let (Reply::Renew(all), Reply::Renew(rows)) = (&mut joined.reply, part.reply) {
+                all.extend(rows);
+            }
+        }
+        joined
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::backend::{Backend, Failure, Heard, Later, Sink};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Call, ClientId, ClientInfo, Ids, Name, Push};
+use crate::protocol::{Answer, Call, ClientId, ClientInfo, Ids, Name, Push};
 use crate::state::{Context, LockState, Tuning};
 
 /// A lock server within this process, for programs that need no other and for tests.
@@ -138,6 +138,17 @@ pub(crate) struct EmbeddedBackend {
 
 impl EmbeddedBackend {
     fn answer(&self, call: &Call) -> Result<Heard, Failure> {
+        let parts = call.parts();
+        if !parts.is_empty() {
+            let heard: Vec<Heard> = parts
+                .iter()
+                .map(|part| self.answer(part))
+                .collect::<Result<_, _>>()?;
+            return Ok(Heard {
+                sent: heard[0].sent,
+                answer: Answer::joined(heard.into_iter().map(|heard| heard.answer)),
+            });
+        }
         let sent = self.server.clock.now();
         let now_us = self.server.origin_us + u64::try_from(sent.0.as_micros()).unwrap_or(u64::MAX / 2);
         let (answer, pushes) = {

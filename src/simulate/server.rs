@@ -268,6 +268,15 @@ impl State {
     /// One step of the machine.
     fn step(&mut self, client: usize, meant: &Meant) -> Answer {
         let Meant { call, tuning, trust } = meant;
+        let parts = call.parts();
+        if !parts.is_empty() {
+            let part = |call| Meant {
+                call,
+                tuning: *tuning,
+                trust: *trust,
+            };
+            return Answer::joined(parts.into_iter().map(|call| self.step(client, &part(call))));
+        }
         let now_us = self.server.now_us(self.now_ms);
         if let Some(answer) = self.forget(call, now_us) {
             return answer;

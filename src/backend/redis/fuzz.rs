@@ -229,6 +229,7 @@ fn list<T>(u: &mut Unstructured<'_>, make: impl Fn(&mut Unstructured<'_>) -> Res
 
 fn call(u: &mut Unstructured<'_>) -> Result<Call> {
     let (request, owner) = (request_id(u)?, owner_id(u)?);
+    let name = Name::new("it").expect("a name");
     let operation = match u.int_in_range(0..=7)? {
         0 => Operation::Acquire(Acquire {
             request,
@@ -255,6 +256,7 @@ fn call(u: &mut Unstructured<'_>) -> Result<Call> {
         }),
         3 => Operation::Renew(list(u, |u| {
             Ok(Renewal {
+                name: name.clone(),
                 request: request_id(u)?,
                 owner: owner_id(u)?,
                 fence: 0,
@@ -280,10 +282,7 @@ fn call(u: &mut Unstructured<'_>) -> Result<Call> {
         }),
         _ => Operation::Inspect(4),
     };
-    Ok(Call {
-        name: Name::new("it").expect("a name"),
-        operation,
-    })
+    Ok(Call { name, operation })
 }
 
 fn ending(u: &mut Unstructured<'_>) -> Result<Ending> {

@@ -105,7 +105,7 @@ pub(super) fn keys(name: &Name) -> [String; 5] {
 /// A call, ready to be sent.
 pub(super) struct Encoded {
     pub(super) script: &'static Script,
-    pub(super) keys: [String; 5],
+    pub(super) keys: Vec<String>,
     pub(super) args: Vec<Vec<u8>>,
 }
 
@@ -195,14 +195,17 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
             &DOWNGRADE
         }
         Operation::Renew(ops) => {
-            for op in ops {
-                args.extend([
-                    op.request.wire().into_bytes(),
-                    op.owner.wire().into_bytes(),
-                    text(op.fence),
-                    text(op.lease_ms),
-                    flag(op.fixed),
-                ]);
+            for of in ops.chunk_by(|a, b| a.name == b.name) {
+                args.push(text(of.len()));
+                for op in of {
+                    args.extend([
+                        op.request.wire().into_bytes(),
+                        op.owner.wire().into_bytes(),
+                        text(op.fence),
+                        text(op.lease_ms),
+                        flag(op.fixed),
+                    ]);
+                }
             }
             &RENEW
         }
@@ -237,11 +240,14 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
             &INSPECT
         }
     };
-    Encoded {
-        script,
-        keys: keys(&call.name),
-        args,
-    }
+    let keys = match &call.operation {
+        Operation::Renew(ops) => ops
+            .chunk_by(|a, b| a.name == b.name)
+            .flat_map(|of| keys(&of[0].name))
+            .collect(),
+        _ => keys(&call.name).into(),
+    };
+    Encoded { script, keys, args }
 }
 
 /// Something came that no script of ours says.

@@ -240,6 +240,7 @@ mod tests {
             to: Mode::Read,
         });
         let renewal = Renewal {
+            name: Name::new("job").expect("a name"),
             request: REQUEST,
             owner,
             fence: 1,
@@ -305,7 +306,7 @@ mod tests {
             (downgrade.clone(), Reply::Downgrade(Downgraded::Downgraded(grant))),
             (downgrade, Reply::Downgrade(Downgraded::NotHeld(Ending::Revoked))),
             (
-                Operation::Renew(vec![renewal; 2]),
+                Operation::Renew(vec![renewal.clone(); 2]),
                 Reply::Renew(vec![
                     Renewed::Renewed { deadline_ms: 8 },
                     Renewed::NotHeld(Ending::Forgotten),

@@ -3,10 +3,13 @@
 //! The ghost never looks into the state, with one exception: a request whose place in line may be lost (its client was deaf, or gave no
 //! sign of life for a claim) is taken as passed over when it is not in line any more.
 
+use std::sync::LazyLock;
+
 use super::super::{Context, EPOCH_US, LockState, Tuning};
 use crate::protocol::{
-    Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Grant, Member, Mode, Operation, OwnerId,
-    Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke, Withdraw, WithdrawnFrom,
+    Acquire, Acquired, Answer, ClientId, Downgrade, Downgraded, Grant, Member, Mode, Name, Operation,
+    OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoke, Withdraw,
+    WithdrawnFrom,
 };
 
 /// Small, and so that ends of claims, leases and marks fall together and apart.
@@ -16,6 +19,8 @@ pub(super) const TUNING: Tuning = Tuning {
     retention_ms: 1000,
 };
 pub(super) const LEASE_MS: u64 = 4;
+/// The machine is of one name, and does not look at it.
+static NAME: LazyLock<Name> = LazyLock::new(|| Name::new("it").expect("a name"));
 const START_MS: u64 = EPOCH_US / 1000 + 1_000_000;
 
 /// The rules under test: [`LockState::apply`], or a mutant of it.
@@ -324,6 +329,7 @@ impl World {
                 let p = &mut self.pasts[at as usize];
                 p.renewed = true;
                 Operation::Renew(vec![Renewal {
+                    name: NAME.clone(),
                     request: p.id,
                     owner: p.owner,
                     fence: p.fence,
