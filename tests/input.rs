@@ -135,6 +135,28 @@ async fn a_key_of_another_type_is_an_error_and_stays_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_key_of_another_type_keeps_no_other_name_from_being_renewed() {
+    let server = RedisServer::start();
+    let builder = Relatch::builder()
+        .url(server.url())
+        .lease(Duration::from_millis(600));
+    let relatch = builder.connect().await.unwrap();
+    let mut held = Vec::new();
+    for name in ["one", "mine", "two"] {
+        held.push(relatch.rwlock(name).unwrap().write().await.unwrap());
+    }
+    server.cli(&["SET", "relatch:1:{mine}", "precious"]);
+    let cause = tokio::time::timeout(BOUND, held[1].lost()).await.unwrap();
+    assert_eq!(cause, relatch::LostCause::Lapsed);
+    // Their leases have ended as well by now, had nobody renewed them.
+    assert!(held[0].is_held() && held[2].is_held());
+    for guard in [held.remove(0), held.remove(1)] {
+        guard.release().await.unwrap();
+    }
+    assert_eq!(server.cli(&["GET", "relatch:1:{mine}"]), "precious");
+}
+
+#[tokio::test]
 async fn a_deleted_key_is_a_forgotten_hold() {
     let server = RedisServer::start();
     let relatch = Relatch::connect(&server.url()).await.unwrap();

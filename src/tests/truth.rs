@@ -134,6 +134,29 @@ fn a_hold_is_renewed_for_as_long_as_its_guard_lives() {
 }
 
 #[test]
+fn holds_of_many_names_are_renewed_a_hundred_a_call() {
+    alone(async {
+        let (clock, server) = world();
+        let client = Client::here(&server);
+        let mut guards = Vec::new();
+        for n in 0..1000 {
+            let lock = client.relatch.rwlock(&format!("name {n}")).expect("a name");
+            guards.push(lock.write().await.expect("free"));
+            // None falls due together with another.
+            clock.advance(Duration::from_millis(9));
+        }
+        let before = client.wire.calls().len();
+        pass(&clock, seconds(30)).await;
+        assert!(guards.iter().all(|guard| guard.is_held()));
+        let renewals = client.wire.calls().len() - before;
+        assert!(
+            (30..=40).contains(&renewals),
+            "{renewals} calls for 3,000 renewals"
+        );
+    });
+}
+
+#[test]
 fn a_revocation_whose_push_is_lost_is_found_by_the_next_renewal() {
     alone(async {
         let (clock, server) = world();

@@ -138,6 +138,10 @@ impl Linker {
 
     /// Waits until `look` finds what it looks for in the state. Cancel safe.
     async fn when<T>(&self, look: impl Fn(&State) -> Option<T>) -> T {
+        // Nearly always it is there already.
+        if let Some(found) = look(&self.state.lock()) {
+            return found;
+        }
         loop {
             // Enrol first, look afterwards: a change in between is not missed.
             let changed = self.changed.notified();
