@@ -67,7 +67,7 @@ do
         (not due or due_later)
         and (own or (due and due ~= FAR))
         and string.byte(MODE) <= (own and string.byte(top) or 114)
-        and (not waiting or (writing and own and redis.call('HEXISTS', WAITERS, '@' .. OWNER) == 0))
+        and (not waiting or (own and writing)) -- who writes waits for nothing
         and not string.find(list, '|' .. REQUEST .. ',', 1, true)
       then
         local till = string.format('%.0f', deadline)
@@ -138,10 +138,9 @@ do
     end
     if wake then
       local claim, retention = string.match(ARGV[2], '^(%d+) %d+ (%d+)')
-      local known = redis.call('HMGET', HASH, 'ticket', '@' .. OWNER) -- a copy may hold what it was downgraded to
       local asked = now + claim <= tonumber(warm) and redis.call('HMGET', WAITERS, REQUEST, '@' .. OWNER)
-      if asked and not (known[2] or asked[1] or asked[2]) then
-        local ticket = math.max((known[1] or 0) + 1, now_us - EPOCH_US)
+      if asked and not (asked[1] or asked[2]) then
+        local ticket = math.max((redis.call('HGET', HASH, 'ticket') or 0) + 1, now_us - EPOCH_US)
         local band = MODE == 'w' and 0 or MODE == 'u' and 1 or 2
         local place = REQUEST .. ',' .. OWNER
         redis.call('ZADD', QUEUE, string.format('%.0f', band * 2251799813685248 + ticket), place)

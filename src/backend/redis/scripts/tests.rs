@@ -984,6 +984,44 @@ fn scripts_do_what_the_machine_does() {
     println!("{steps} steps in {wanted} sequences, {:.0?}", begun.elapsed());
 }
 
+/// What random sequences seldom come to.
+#[test]
+fn a_hold_that_has_lapsed_is_not_handed_over_as_if_it_were_held() {
+    for mode in [Mode::Write, Mode::Read] {
+        let mut bench = Bench::new();
+        let hears = [true; CLIENTS];
+        for n in 0..CLIENTS {
+            bench.ears.hear(client(n), true);
+        }
+        let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+        let mut now_us = start.as_micros() as u64;
+        let mut state = LockState::default();
+        let late = Acquire {
+            lease_ms: 1_000,
+            ..acquire(request(0, 1), owner(0), mode)
+        };
+        for (pass_us, operation) in [
+            (0, Operation::Acquire(late)),
+            (
+                1_000,
+                Operation::Acquire(acquire(request(1, 2), owner(1), Mode::Write)),
+            ),
+            (1_500_000, release(request(0, 1), owner(0))),
+        ] {
+            now_us += pass_us;
+            bench.steps += 1;
+            let call = Call {
+                name: name("n"),
+                operation,
+            };
+            bench
+                .step(&mut state, &call, now_us, true, hears)
+                .unwrap_or_else(|why| panic!("{mode}, {call:?}\n{why}"));
+        }
+        assert_eq!(state.snapshot(1).holding[0].owner, owner(1));
+    }
+}
+
 #[test]
 fn one_call_renews_many_names_each_as_if_it_were_alone() {
     let mut bench = Bench::new();
