@@ -81,3 +81,55 @@ fn every_test_that_answers_a_peers_failure_exists() {
     }
     assert!(seen > 15, "{seen} tests are named");
 }
+
+#[test]
+fn every_peer_that_is_measured_has_a_paragraph() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/benchmarks.md")).unwrap();
+    let (_, said) = page.split_once("### What each does not do").unwrap();
+    let peers = BTreeSet::from([
+        "distkit",
+        "rds_lock",
+        "redisson",
+        "redisson-plain",
+        "rlock",
+        "rslock",
+    ]);
+    // The published crate is without it.
+    if let Ok(driver) = fs::read_to_string(root.join("benches/peers/src/main.rs")) {
+        let crates = driver
+            .split("subject(\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap());
+        let java = driver
+            .split("let java = ")
+            .nth(1)
+            .unwrap()
+            .lines()
+            .next()
+            .unwrap();
+        let java = java.split('"').skip(1).step_by(2);
+        let measured: BTreeSet<&str> = crates.chain(java).collect();
+        let besides = BTreeSet::from(["floor", "relatch"]);
+        assert_eq!(measured, &peers | &besides);
+    }
+    for peer in peers {
+        let paragraph = said
+            .lines()
+            .find(|line| line.starts_with(&format!("**{peer}** (")));
+        let paragraph = paragraph.unwrap_or_else(|| panic!("{peer} has no paragraph"));
+        assert!(
+            paragraph.contains("does not"),
+            "what {peer} does not do: {paragraph}"
+        );
+    }
+    for (page, name) in [("benchmarks", "peers"), ("capacity", "capacity")] {
+        let text = fs::read_to_string(root.join(format!("docs/{page}.md"))).unwrap();
+        let begin = text.find(&format!("<!-- {name}: begin"));
+        let end = text.find(&format!("<!-- {name}: end -->"));
+        assert!(
+            begin.is_some() && begin < end,
+            "docs/{page}.md has no place for {name}'s numbers"
+        );
+    }
+}
