@@ -400,6 +400,17 @@ pub(crate) async fn acquire(
     let core: &Core = client;
     let begun = core.clock.now();
     let deadline = spec.timeout.map_or(Moment::FAR, |timeout| begun.plus(timeout));
+    // What this owner has dropped is given back first: it would count as held, and a writer be refused for its own read. An owner that is
+    // made for this request has dropped nothing.
+    if let (Some(owner), None) = (&owner, spec.upgrade_of) {
+        let patience = begun.plus(core.config.response_timeout);
+        tokio::select! {
+            biased;
+            () = core.reaper.returned(&spec.name, owner.id()) => {}
+            // The attempt finds out whether the server answers.
+            () = core.clock.sleep_until(patience.min(deadline)) => {}
+        }
+    }
     loop {
         match attempt(core, spec, &mut owner, begun, deadline).await? {
             Attempt::Granted(held) => return Ok(Some(Hold::new(client.clone(), held))),

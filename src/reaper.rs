@@ -14,7 +14,9 @@ use tokio::sync::{Notify, oneshot};
 use crate::backend::Failure;
 use crate::clock::Moment;
 use crate::core::Core;
-use crate::protocol::{Call, Member, Name, Operation, Release, Reply, RequestId, Withdraw, Withdrawn};
+use crate::protocol::{
+    Call, Member, Name, Operation, OwnerId, Release, Reply, RequestId, Withdraw, Withdrawn,
+};
 use crate::watchdog::Held;
 
 #[derive(Default)]
@@ -159,10 +161,29 @@ impl Reaper {
 
     /// Resolves when no upgrade of this request is to be undone any more.
     pub(crate) async fn undone(&self, request: RequestId) {
+        self.until(|| !self.is_undoing(request)).await;
+    }
+
+    /// Is something of this owner's on this name under way to be given back? Until then the server may count it.
+    fn is_returning(&self, name: &Name, owner: OwnerId) -> bool {
+        let of = |call: &Call| match &call.operation {
+            Operation::Release(release) => release.owner == owner && call.name == *name,
+            Operation::Withdraw(withdraw) => withdraw.owner == owner && call.name == *name,
+            _ => false,
+        };
+        self.chores.lock().pending.values().any(|chore| of(&chore.call))
+    }
+
+    /// Resolves when the server knows of all that this owner has dropped.
+    pub(crate) async fn returned(&self, name: &Name, owner: OwnerId) {
+        self.until(|| !self.is_returning(name, owner)).await;
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
         loop {
             let mut struck = std::pin::pin!(self.struck.notified());
             struck.as_mut().enable();
-            if !self.is_undoing(request) {
+            if condition() {
                 return;
             }
             struck.await;

@@ -243,6 +243,22 @@ mod claims {
         assert!(lock(&a).try_read().await.unwrap().is_some());
     }
 
+    pub async fn what_an_owner_has_dropped_does_not_refuse_it(world: &World) {
+        let a = world.client().await;
+        let owner = Owner::new();
+        let theirs = lock(&a).read().await.unwrap();
+        for _ in 0..20 {
+            drop(lock(&a).read().owner(&owner).await.unwrap());
+            let error = lock(&a).write().owner(&owner).timeout(ms(1)).await.unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+        }
+        drop(theirs);
+        for depth in [1, 1, 1] {
+            let write = soon(lock(&a).write().owner(&owner)).await.unwrap();
+            assert_eq!(write.depth(), depth);
+        }
+    }
+
     pub async fn hold_counts_follow_every_step(world: &World) {
         let a = world.client().await;
         let owner = Owner::new();
@@ -1074,6 +1090,7 @@ on_every_backend! {
     a_reader_beside_another_is_refused_to_write_instead_of_hanging
     a_reader_is_refused_upgradable_when_another_has_it
     one_owner_in_two_clients_reenters_and_the_depth_is_the_sum
+    what_an_owner_has_dropped_does_not_refuse_it
     hold_counts_follow_every_step
     a_nested_read_release_keeps_the_write
     a_writer_may_take_read_and_keep_it
