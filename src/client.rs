@@ -38,7 +38,7 @@ use crate::state::Tuning;
 /// ```
 #[derive(Clone)]
 pub struct Relatch {
-    client: Arc<Handle>,
+    pub(crate) client: Arc<Handle>,
 }
 
 impl fmt::Debug for Relatch {
@@ -90,6 +90,24 @@ impl Relatch {
     /// Sets more than an address.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// Runs `work` on this thread, which blocks until it is done: the way for a thread to whatever is async here. To acquire there is
+    /// [`Acquire::wait`](crate::Acquire::wait), where the thread is the owner; here it is not. See [`blocking`](crate::blocking).
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`; and [`is_invalid`](Error::is_invalid) when this client has no thread of its own.
+    ///
+    /// ```
+    /// let relatch = relatch::Relatch::embedded();
+    /// let _held = relatch.rwlock("catalog")?.write().wait()?;
+    /// assert_eq!(relatch.block_on(relatch.inspect("catalog"))?.holder_count, 1);
+    /// relatch.block_on(relatch.close())
+    /// # ; Ok::<(), relatch::Error>(())
+    /// ```
+    pub fn block_on<T, E: From<Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        crate::blocking::wait(&self.client, work)?
     }
 
     /// A lock on a name: any UTF-8 string of 1 to 512 bytes. Cheap; asks nobody.
@@ -335,11 +353,15 @@ pub struct Waiting {
 pub struct Builder {
     config: Config,
     clock: Option<Clock>,
+    own_thread: bool,
 }
 
 impl From<Config> for Builder {
     fn from(config: Config) -> Self {
-        Self { config, clock: None }
+        Self {
+            config,
+            ..Self::default()
+        }
     }
 }
 
@@ -380,6 +402,13 @@ impl Builder {
     /// The clock of an embedded client: one that a test moves. A Redis server has a clock of its own.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = Some(clock);
+        self
+    }
+
+    /// The client's task gets a thread of its own, instead of running on the runtime that the client is made on. Each call then takes two
+    /// switches between threads more. What [blocks](crate::blocking) needs it. Embedded clients have one anyway.
+    pub fn own_thread(mut self) -> Self {
+        self.own_thread = true;
         self
     }
 
@@ -430,20 +459,46 @@ impl Builder {
     ///
     /// Dropping the future leaves no connection behind.
     pub async fn connect(self) -> Result<Relatch, Error> {
-        match self.config.url.clone() {
-            None => Err(invalid(
-                "no server is named: set `url`; `embedded` is one inside this process, which excludes nobody outside it",
-            )),
-            Some(url) if url == "embedded" => self.embedded(),
-            Some(_) if self.clock.is_some() => Err(invalid(
-                "a clock was given, but a server has its own: leave it out, or call `embedded()`",
-            )),
+        match self.server()? {
+            None => self.embedded(),
             Some(url) => self.connect_to(url).await,
         }
     }
 
+    /// As [`connect`](Self::connect), for a thread: blocks until the client is connected, and gives it a [thread of its own](Self::own_thread). Needs
+    /// no runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect).
+    pub fn connect_blocking(self) -> Result<Relatch, Error> {
+        match self.server()? {
+            None => self.embedded(),
+            Some(url) => self.connect_here(url),
+        }
+    }
+
+    /// The server's address; `None` for one inside this process.
+    fn server(&self) -> Result<Option<String>, Error> {
+        match &self.config.url {
+            None => Err(invalid(
+                "no server is named: set `url`; `embedded` is one inside this process, which excludes nobody outside it",
+            )),
+            Some(url) if url == "embedded" => Ok(None),
+            Some(_) if self.clock.is_some() => Err(invalid(
+                "a clock was given, but a server has its own: leave it out, or call `embedded()`",
+            )),
+            Some(url) => Ok(Some(url.clone())),
+        }
+    }
+
     #[cfg(not(feature = "redis"))]
-    async fn connect_to(self, _url: String) -> Result<Relatch, Error> {
+    async fn connect_to(self, url: String) -> Result<Relatch, Error> {
+        self.connect_here(url)
+    }
+
+    #[cfg(not(feature = "redis"))]
+    fn connect_here(self, _url: String) -> Result<Relatch, Error> {
         Err(invalid(
             "this program was built without relatch's feature `redis`: turn it on, or use `embedded`",
         ))
@@ -451,23 +506,45 @@ impl Builder {
 
     #[cfg(feature = "redis")]
     async fn connect_to(self, url: String) -> Result<Relatch, Error> {
-        use crate::backend::redis::{RedisBackend, RedisOptions};
-
         self.config.check()?;
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Err(invalid(
-                "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`)",
+                "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`), or `connect_blocking`",
             ));
         };
         let within = self.config.connect_timeout;
-        let options = RedisOptions::of(url, &self.config);
-        let clock = Clock::system();
-        let (client, backend) =
-            self.assemble(clock.clone(), Home::Runtime(runtime), |id, tuning, sink| {
-                RedisBackend::new(options, id, tuning, clock, sink)
-            })?;
+        let home = if self.own_thread {
+            Home::Thread
+        } else {
+            Home::Runtime(runtime)
+        };
+        let (client, backend) = self.link(url, home)?;
         backend.ready(within).await?;
         Ok(Relatch { client })
+    }
+
+    #[cfg(feature = "redis")]
+    fn connect_here(self, url: String) -> Result<Relatch, Error> {
+        self.config.check()?;
+        let within = self.config.connect_timeout;
+        let (client, backend) = self.link(url, Home::Thread)?;
+        crate::blocking::wait(&client, backend.ready(within))??;
+        Ok(Relatch { client })
+    }
+
+    #[cfg(feature = "redis")]
+    fn link(
+        self,
+        url: String,
+        home: Home,
+    ) -> Result<(Arc<Handle>, Arc<crate::backend::redis::RedisBackend>), Error> {
+        use crate::backend::redis::{RedisBackend, RedisOptions};
+
+        let options = RedisOptions::of(url, &self.config);
+        let clock = Clock::system();
+        self.assemble(clock.clone(), home, |id, tuning, sink| {
+            RedisBackend::new(options, id, tuning, clock, sink)
+        })
     }
 
     /// A client on a clock, at a home and over a network of a simulation.

@@ -5,6 +5,7 @@
 //! made on, and **moves to a thread of its own when that runtime shuts down**: guards outlive runtimes, and what a runtime drops while it
 //! shuts down must still be given back.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::backend::{Backend, Heard};
 use crate::clock::{Clock, Moment};
@@ -35,6 +36,15 @@ pub(crate) struct Core {
     server_time: Mutex<Option<ServerTime>>,
     ending: AtomicBool,
     ended: watch::Sender<bool>,
+    room: Mutex<Option<Room>>,
+}
+
+/// The runtime of a client whose task has a thread of its own: where a thread that blocks may wait, as nobody can block that. Who has
+/// a clone keeps it, and its timers, going.
+#[derive(Clone)]
+pub(crate) struct Room {
+    pub(crate) runtime: tokio::runtime::Handle,
+    _stay: mpsc::Sender<Infallible>,
 }
 
 /// The server's time in microseconds, from the last answer.
@@ -97,7 +107,13 @@ impl Core {
             server_time: Mutex::new(None),
             ending: AtomicBool::new(false),
             ended: watch::channel(false).0,
+            room: Mutex::new(None),
         }
+    }
+
+    /// Where a thread may wait for this client, if it has a thread of its own.
+    pub(crate) fn room(&self) -> Option<Room> {
+        self.room.lock().clone()
     }
 
     /// Starts the client's task.
@@ -308,9 +324,26 @@ impl Task {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        std::thread::Builder::new()
+        let (stay, mut left) = mpsc::channel(1);
+        *core.room.lock() = Some(Room {
+            runtime: runtime.handle().clone(),
+            _stay: stay,
+        });
+        let client = core.clone();
+        let live = async move {
+            Task::new(client.clone()).run().await;
+            *client.room.lock() = None;
+            drop(client);
+            // Who is still waiting here has timers that need this runtime.
+            let _nobody: Option<Infallible> = left.recv().await;
+        };
+        let thread = std::thread::Builder::new()
             .name("relatch".into())
-            .spawn(move || runtime.block_on(Task::new(core).run()))?;
+            .spawn(move || runtime.block_on(live));
+        if let Err(error) = thread {
+            *core.room.lock() = None;
+            return Err(error);
+        }
         Ok(())
     }
 }

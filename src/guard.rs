@@ -28,6 +28,9 @@ pub trait FromHold: sealed::Sealed + Send + 'static {
     #[doc(hidden)]
     #[allow(private_interfaces, reason = "the trait is sealed")]
     fn from_hold(hold: Hold) -> Self;
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "the trait is sealed")]
+    fn into_hold(self) -> Hold;
 }
 
 mod sealed {
@@ -47,12 +50,16 @@ impl Hold {
         &self.client
     }
 
+    pub(crate) fn client(&self) -> Arc<Handle> {
+        self.client.clone()
+    }
+
     fn end(&self) -> Option<LostCause> {
         self.held.end(self.core().clock.now())
     }
 
     /// An error if it is no longer held.
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         match self.end() {
             None => Ok(()),
             Some(cause) => Err(self.held.lost_error(cause)),
@@ -112,7 +119,7 @@ impl Hold {
         }
     }
 
-    async fn release(mut self) -> Result<(), Error> {
+    pub(crate) async fn release(mut self) -> Result<(), Error> {
         self.check()?;
         self.held.doubt(true);
         self.undone().await;
@@ -144,7 +151,7 @@ impl Hold {
         released
     }
 
-    async fn downgrade(self, to: Mode) -> Result<Self, Error> {
+    pub(crate) async fn downgrade(self, to: Mode) -> Result<Self, Error> {
         self.check()?;
         self.undone().await;
         let call = Call {
@@ -267,7 +274,7 @@ macro_rules! guard {
     ($(#[$doc:meta])* $name:ident, $mode:expr) => {
         $(#[$doc])*
         #[must_use = "dropping a guard gives its hold back at once"]
-        pub struct $name(Hold);
+        pub struct $name(pub(crate) Hold);
 
         impl sealed::Sealed for $name {}
 
@@ -275,6 +282,11 @@ macro_rules! guard {
             #[allow(private_interfaces, reason = "the trait is sealed")]
             fn from_hold(hold: Hold) -> Self {
                 Self(hold)
+            }
+
+            #[allow(private_interfaces, reason = "the trait is sealed")]
+            fn into_hold(self) -> Hold {
+                self.0
             }
         }
 
@@ -496,7 +508,7 @@ impl UpgradableGuard {
 #[must_use = "an upgrade does nothing until it is awaited"]
 #[derive(Debug)]
 pub struct Upgrade {
-    guard: UpgradableGuard,
+    pub(crate) guard: UpgradableGuard,
     timeout: Option<Duration>,
 }
 
@@ -533,7 +545,7 @@ pub struct UpgradeError {
 }
 
 impl UpgradeError {
-    fn new(error: Error, hold: Hold) -> Self {
+    pub(crate) fn new(error: Error, hold: Hold) -> Self {
         Self {
             error,
             guard: Box::new(UpgradableGuard(hold)),

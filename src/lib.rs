@@ -5,6 +5,7 @@
 )]
 
 mod backend;
+pub mod blocking;
 mod client;
 mod clock;
 mod config;

@@ -131,8 +131,8 @@ impl RwLock {
 /// ```
 #[must_use = "an acquisition does nothing until it is awaited"]
 pub struct Acquire<G> {
-    client: Arc<Handle>,
-    spec: Spec,
+    pub(crate) client: Arc<Handle>,
+    pub(crate) spec: Spec,
     guard: PhantomData<fn() -> G>,
 }
 
@@ -148,7 +148,7 @@ pub struct Acquire<G> {
 /// As [`Acquire`].
 #[must_use = "an acquisition does nothing until it is awaited"]
 #[derive(Debug)]
-pub struct TryAcquire<G>(Acquire<G>);
+pub struct TryAcquire<G>(pub(crate) Acquire<G>);
 
 impl<G> fmt::Debug for Acquire<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

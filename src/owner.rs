@@ -70,6 +70,23 @@ impl Owner {
         CURRENT.scope(self.clone(), future)
     }
 
+    /// [`scope`](Self::scope) without async: for what `work` acquires on this thread.
+    ///
+    /// ```
+    /// use relatch::{Owner, Relatch};
+    ///
+    /// let relatch = Relatch::embedded();
+    /// let lock = relatch.rwlock("tree")?;
+    /// let owner = Owner::new();
+    /// let _outer = lock.write().owner(&owner).wait()?;
+    /// let inner = owner.sync_scope(|| lock.read().wait())?; // re-enters; the thread is another owner
+    /// assert_eq!(inner.owner(), owner);
+    /// # Ok::<(), relatch::Error>(())
+    /// ```
+    pub fn sync_scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self.clone(), work)
+    }
+
     /// The owner of the surrounding [`scope`](Self::scope), if there is one.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()

@@ -1049,12 +1049,13 @@ mod claims {
     }
 }
 
+/// The claims of this file, and the ones of the files in `conformance/`, each with its own list.
 macro_rules! on_every_backend {
-    ($($claim:ident)*) => {
+    ($file:literal: $($claim:ident)*) => {
         mod embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
-                super::claims::$claim(&super::World::Embedded(super::Embedded::new())).await;
+                super::claims::$claim(&crate::World::Embedded(crate::Embedded::new())).await;
             })*
         }
 
@@ -1062,14 +1063,14 @@ macro_rules! on_every_backend {
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
-                super::claims::$claim(&super::World::Redis(super::RedisServer::start())).await;
+                super::claims::$claim(&crate::World::Redis(crate::RedisServer::start())).await;
             })*
         }
 
         #[test]
         fn every_claim_runs_on_every_backend() {
             let listed = [$(stringify!($claim)),*];
-            let source = include_str!("conformance.rs");
+            let source = include_str!($file);
             let written: Vec<&str> = source
                 .lines()
                 .filter_map(|line| line.trim().strip_prefix("pub async fn ")?.split('(').next())
@@ -1079,7 +1080,10 @@ macro_rules! on_every_backend {
     };
 }
 
-on_every_backend! {
+#[path = "conformance/threads.rs"]
+mod threads;
+
+on_every_backend! { "conformance.rs":
     readers_share
     a_writer_excludes_everybody
     readers_and_one_upgradable_share
