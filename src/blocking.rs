@@ -51,6 +51,7 @@ use crate::core::{Core, Room};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{FromHold, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
 use crate::lock::{Acquire, TryAcquire};
+use crate::multi::{Multi, MultiGuard, TryMulti};
 use crate::owner::Owner;
 use crate::protocol::Mode;
 
@@ -150,6 +151,32 @@ impl<G: FromHold> TryAcquire<G> {
     }
 }
 
+impl Multi {
+    /// Blocks this thread until all are acquired: `.await` for [threads](crate::blocking), which are their own owners.
+    ///
+    /// # Errors
+    ///
+    /// As awaiting it; and [`is_invalid`](Error::is_invalid) when the client has no thread of its own.
+    pub fn wait(mut self) -> Result<Guard<MultiGuard>, Error> {
+        self.owner.get_or_insert_with(owner);
+        let client = self.client.clone();
+        wait(&client, self.into_future())?.map(Guard::new)
+    }
+}
+
+impl TryMulti {
+    /// Blocks this thread until the server has answered: `.await` for [threads](crate::blocking), which are their own owners.
+    ///
+    /// # Errors
+    ///
+    /// As awaiting it; and [`is_invalid`](Error::is_invalid) when the client has no thread of its own.
+    pub fn wait(mut self) -> Result<Option<Guard<MultiGuard>>, Error> {
+        self.0.owner.get_or_insert_with(owner);
+        let client = self.0.client.clone();
+        Ok(wait(&client, self.into_future())??.map(Guard::new))
+    }
+}
+
 impl Upgrade {
     /// Blocks this thread until it is upgraded: `.await` for [threads](crate::blocking).
     ///
@@ -206,6 +233,18 @@ impl<G: FromHold> Guard<G> {
         hold.check()?;
         let client = hold.client();
         wait(&client, hold.release())?
+    }
+}
+
+impl Guard<MultiGuard> {
+    /// Gives all of them back, and says whether all were still there to be given.
+    ///
+    /// # Errors
+    ///
+    /// As [`MultiGuard::release`].
+    pub fn release(self) -> Result<(), Error> {
+        let client = self.guard.client();
+        wait(&client, self.guard.release())?
     }
 }
 

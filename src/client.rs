@@ -13,12 +13,15 @@ use crate::config::Config;
 use crate::core::{Core, Handle, Home};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders};
+use crate::multi::{Multi, Parts, TryMulti};
+use crate::mutex::Mutex;
 use crate::owner::Owner;
 use crate::protocol::{
     Answer, Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoke, Revoking,
 };
 #[cfg(feature = "redis")]
 use crate::state::Tuning;
+use crate::striped::Striped;
 
 /// A client: one connection to where the locks are kept, shared by all locks made from it.
 ///
@@ -120,6 +123,36 @@ impl Relatch {
             client: self.client.clone(),
             name: Name::new(name)?,
         })
+    }
+
+    /// A mutex on a name: the write mode of [`rwlock`](Self::rwlock), and nothing else. Cheap; asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid): the name is empty or too long.
+    pub fn mutex(&self, name: &str) -> Result<Mutex, Error> {
+        Ok(Mutex {
+            inner: self.rwlock(name)?,
+        })
+    }
+
+    /// A lock in 1 to 65,536 stripes, for keys that need not wait for each other. Cheap; asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`is_invalid`](Error::is_invalid): the name is empty or too long, or there can't be so many stripes.
+    pub fn striped(&self, name: &str, stripes: usize) -> Result<Striped, Error> {
+        Striped::new(self.client.clone(), name, stripes)
+    }
+
+    /// Several names at once, all or none, of locks of this client: await the result, or first say more. See [`Multi`].
+    pub fn multi(&self, parts: impl Parts) -> Multi {
+        Multi::new(self.client.clone(), parts.into_parts())
+    }
+
+    /// Several names if all can be had at once, else `None`.
+    pub fn try_multi(&self, parts: impl Parts) -> TryMulti {
+        self.multi(parts).at_once()
     }
 
     /// Who holds a name and who waits for it: at most 1,000 owners and 1,000 requests in line, the counts are whole.

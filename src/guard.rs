@@ -58,6 +58,36 @@ impl Hold {
         self.held.end(self.core().clock.now())
     }
 
+    pub(crate) fn name(&self) -> &str {
+        self.held.name.as_str()
+    }
+
+    pub(crate) fn fence(&self) -> u64 {
+        self.held.fence
+    }
+
+    pub(crate) fn valid_for(&self) -> Duration {
+        match self.end() {
+            Some(_) => Duration::ZERO,
+            None => self.held.until().since(self.core().clock.now()),
+        }
+    }
+
+    pub(crate) async fn lost(&self) -> LostCause {
+        self.held.lost(self.core()).await
+    }
+
+    /// Independent of the hold, and of what keeps the client going.
+    pub(crate) fn on_loss(&self) -> impl Future<Output = LostCause> + Send + use<> {
+        let core = self.client.core();
+        let held = self.held.clone();
+        async move { held.lost(&core).await }
+    }
+
+    pub(crate) fn lost_error(&self, cause: LostCause) -> Error {
+        self.held.lost_error(cause)
+    }
+
     /// An error if it is no longer held.
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self.end() {
@@ -304,7 +334,7 @@ macro_rules! guard {
         impl $name {
             /// The name that is held.
             pub fn name(&self) -> &str {
-                self.0.held.name.as_str()
+                self.0.name()
             }
 
             /// Who holds.
@@ -321,7 +351,7 @@ macro_rules! guard {
             /// resource refuse what is smaller than it has seen. A read hold has the fence of the last write before it: the
             /// version of what it reads.
             pub fn fence(&self) -> u64 {
-                self.0.held.fence
+                self.0.fence()
             }
 
             /// How deep this acquisition is: 1 for its owner's first in this mode, 2 inside that, and so on, over all processes of the owner. As the
@@ -337,10 +367,7 @@ macro_rules! guard {
 
             /// How long it is held for certain, if nothing renews it any more. Zero when it is lost.
             pub fn valid_for(&self) -> Duration {
-                match self.0.end() {
-                    Some(_) => Duration::ZERO,
-                    None => self.0.held.until().since(self.0.core().clock.now()),
-                }
+                self.0.valid_for()
             }
 
             /// Resolves when the hold is lost, with the cause, before the server could give the lock to somebody else. Never resolves
@@ -364,9 +391,7 @@ macro_rules! guard {
             /// # Ok::<(), relatch::Error>(()) }).unwrap();
             /// ```
             pub fn lost(&self) -> impl Future<Output = LostCause> + Send + use<> {
-                let core = self.0.client.core();
-                let held = self.0.held.clone();
-                async move { held.lost(&core).await }
+                self.0.on_loss()
             }
 
             /// Runs `work`, and ends it when the hold is lost.
@@ -425,6 +450,11 @@ guard! {
 guard! {
     /// A write hold. Dropping it gives it back.
     WriteGuard, Mode::Write
+}
+
+guard! {
+    /// A hold on a [`Mutex`](crate::Mutex): the write mode. Dropping it gives it back.
+    MutexGuard, Mode::Write
 }
 
 impl WriteGuard {

@@ -17,6 +17,8 @@ mod error;
 pub mod fuzz;
 mod guard;
 mod lock;
+mod multi;
+mod mutex;
 mod owner;
 mod protocol;
 mod reaper;
@@ -24,6 +26,7 @@ mod reaper;
 #[doc(hidden)]
 pub mod simulate;
 mod state;
+mod striped;
 #[cfg(test)]
 mod tests;
 mod waiters;
@@ -34,7 +37,10 @@ pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
 pub use config::Config;
 pub use error::{Blame, Error, Holder, LostCause};
-pub use guard::{FromHold, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
+pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
 pub use lock::{Acquire, Acquiring, RwLock, TryAcquire};
+pub use multi::{LostPart, Multi, MultiGuard, Part, Parts, TryMulti};
+pub use mutex::Mutex;
 pub use owner::Owner;
 pub use protocol::{ClientInfo, Mode};
+pub use striped::{StripeKey, Striped};

@@ -173,21 +173,10 @@ pub(crate) struct Spec {
 }
 
 impl<G> Acquire<G> {
-    fn new(lock: &RwLock, mode: Mode) -> Self {
+    pub(crate) fn new(lock: &RwLock, mode: Mode) -> Self {
         Self {
             client: lock.client.clone(),
-            spec: Spec {
-                name: lock.name.clone(),
-                mode,
-                owner: None,
-                timeout: None,
-                lease: None,
-                max_hold: None,
-                cap: Moment::FAR,
-                label: String::new(),
-                wait: true,
-                upgrade_of: None,
-            },
+            spec: Spec::new(lock, mode),
             guard: PhantomData,
         }
     }
@@ -283,6 +272,21 @@ impl<G: FromHold> IntoFuture for TryAcquire<G> {
 }
 
 impl Spec {
+    pub(crate) fn new(lock: &RwLock, mode: Mode) -> Self {
+        Self {
+            name: lock.name.clone(),
+            mode,
+            owner: None,
+            timeout: None,
+            lease: None,
+            max_hold: None,
+            cap: Moment::FAR,
+            label: String::new(),
+            wait: true,
+            upgrade_of: None,
+        }
+    }
+
     /// The owner is settled where the acquisition is awaited, not where it is polled. Without one it gets one of its own.
     fn owner(&self) -> Option<Owner> {
         self.owner.clone().or_else(Owner::current)

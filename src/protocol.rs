@@ -52,6 +52,12 @@ impl Name {
         Ok(Self(name.into()))
     }
 
+    /// One that is known to be no longer than allowed.
+    pub(crate) fn known(name: String) -> Self {
+        debug_assert!(!name.is_empty() && name.len() <= MAX_NAME, "{name:?}");
+        Self(name.into())
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

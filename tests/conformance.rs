@@ -1080,6 +1080,8 @@ macro_rules! on_every_backend {
     };
 }
 
+#[path = "conformance/layers.rs"]
+mod layers;
 #[path = "conformance/threads.rs"]
 mod threads;
 

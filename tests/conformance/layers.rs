@@ -1,0 +1,329 @@
+//! The layers over the lock: a mutex, several names at once, stripes.
+
+#[allow(unreachable_pub, reason = "a test binary has no outside")]
+mod claims {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+
+    use relatch::{LostCause, Mode, Owner, Part, Relatch};
+
+    use crate::support::{BOUND, eventually_async};
+    use crate::{World, lock, ms, soon, waiters};
+
+    /// Nobody holds any of these names and nobody waits for one.
+    async fn all_free(relatch: &Relatch, names: &[&str]) {
+        for name in names {
+            eventually_async(BOUND, "it is free", async || {
+                relatch
+                    .inspect(name)
+                    .await
+                    .is_ok_and(|seen| seen.holder_count == 0 && seen.waiter_count == 0)
+            })
+            .await;
+        }
+    }
+
+    // -- the mutex -----------------------------------------------------------------------------------------------------
+
+    pub async fn a_mutex_is_the_write_mode_of_its_name(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let mutex = a.mutex("it").unwrap();
+        let owner = Owner::new();
+        let held = mutex.lock().owner(&owner).await.unwrap();
+        let again = soon(mutex.lock().owner(&owner)).await.unwrap();
+        assert_eq!(
+            (held.mode(), again.depth(), held.fence()),
+            (Mode::Write, 2, again.fence())
+        );
+        assert!(b.mutex("it").unwrap().try_lock().await.unwrap().is_none());
+        assert!(lock(&b).try_read().await.unwrap().is_none());
+        again.release().await.unwrap();
+        held.release().await.unwrap();
+        assert!(b.mutex("it").unwrap().try_lock().await.unwrap().is_some());
+        assert!(a.mutex("").unwrap_err().is_invalid());
+    }
+
+    // -- several names ---------------------------------------------------------------------------------------------------
+
+    pub async fn several_names_are_held_at_once_each_in_its_mode(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let all = soon(a.multi((l("c").write(), l("a").read(), l("b").upgradable_read())))
+            .await
+            .unwrap();
+        assert_eq!(all.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(all.is_held() && all.valid_for() > ms(1000));
+        let theirs = |name: &str| b.rwlock(name).unwrap();
+        assert!(theirs("a").try_read().await.unwrap().is_some());
+        assert!(theirs("b").try_read().await.unwrap().is_some());
+        assert!(theirs("b").try_write().await.unwrap().is_none());
+        assert!(theirs("c").try_read().await.unwrap().is_none());
+        for name in ["a", "b", "c"] {
+            let seen = b.inspect(name).await.unwrap();
+            assert_eq!(seen.fence, all.fence(name));
+            assert_eq!(seen.holders[0].owner, all.owner());
+        }
+        assert_eq!(all.fence("d"), None);
+        all.release().await.unwrap();
+        all_free(&b, &["a", "b", "c"]).await;
+    }
+
+    pub async fn a_name_given_twice_is_held_once_in_the_strongest_mode(world: &World) {
+        let a = world.client().await;
+        let l = lock(&a);
+        let all = soon(a.multi((l.read(), l.write(), l.read()))).await.unwrap();
+        let seen = a.inspect("it").await.unwrap();
+        assert_eq!(
+            seen.holders.iter().map(|h| h.mode).collect::<Vec<_>>(),
+            [Mode::Write]
+        );
+        drop(all);
+        all_free(&a, &["it"]).await;
+    }
+
+    pub async fn no_name_at_all_is_held_at_once(world: &World) {
+        let a = world.client().await;
+        let none = soon(a.multi(Vec::<Part>::new())).await.unwrap();
+        assert!(none.is_held());
+        none.release().await.unwrap();
+    }
+
+    pub async fn whatever_the_order_nobody_waits_for_each_other(world: &World) {
+        let a = world.client().await;
+        let b = world.client().await;
+        let names = ["n0", "n1", "n2", "n3"];
+        let inside: Arc<[AtomicI64; 4]> = Arc::default();
+        let tasks: Vec<_> = (0..8)
+            .map(|task| {
+                let client = if task % 2 == 0 { a.clone() } else { b.clone() };
+                let inside = inside.clone();
+                tokio::spawn(async move {
+                    for round in 0..12 {
+                        // Three of the four, in each of their orders; one of them to read.
+                        let at = |n: usize| (task + round * 3 + n * (1 + 2 * (round % 2))) % 4;
+                        let l = |n: usize| client.rwlock(names[at(n)]).unwrap();
+                        let all = client
+                            .multi((l(0).write(), l(1).write(), l(2).read()))
+                            .timeout(BOUND * 3)
+                            .await
+                            .unwrap();
+                        for n in [0, 1] {
+                            assert_eq!(inside[at(n)].fetch_sub(1000, SeqCst), 0, "alone");
+                        }
+                        assert!(inside[at(2)].fetch_add(1, SeqCst) >= 0);
+                        tokio::task::yield_now().await;
+                        inside[at(2)].fetch_sub(1, SeqCst);
+                        for n in [0, 1] {
+                            inside[at(n)].fetch_add(1000, SeqCst);
+                        }
+                        if round % 2 == 0 {
+                            all.release().await.unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            soon(task).await.unwrap();
+        }
+        all_free(&a, &names).await;
+    }
+
+    pub async fn several_names_have_one_deadline_and_leave_nothing_when_it_passes(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let busy = b.rwlock("b").unwrap().write().label("theirs").await.unwrap();
+        let all = || a.multi([l("a").write(), l("b").write(), l("c").write()]);
+        let error = soon(all().timeout(ms(50))).await.unwrap_err();
+        assert!(
+            error.is_timeout() && error.to_string().contains("\"b\""),
+            "{error}"
+        );
+        let blame = error.blame().unwrap();
+        assert_eq!(blame.holders[0].label.as_deref(), Some("theirs"));
+        all_free(&b, &["a", "c"]).await;
+        assert!(soon(all().at_once()).await.unwrap().is_none());
+        assert!(
+            soon(a.try_multi((l("a").read(), l("b").read())))
+                .await
+                .unwrap()
+                .is_none()
+        );
+        all_free(&b, &["a", "c"]).await;
+        drop(busy);
+        all_free(&b, &["b"]).await;
+        assert!(soon(all().at_once()).await.unwrap().is_some());
+    }
+
+    pub async fn a_dropped_acquisition_of_several_names_leaves_nothing(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let busy = b.rwlock("it").unwrap().write().await.unwrap();
+        let waiting = tokio::spawn(a.multi([l("a").write(), l("it").write()]).into_future());
+        waiters(&b, 1).await;
+        assert_eq!(b.inspect("a").await.unwrap().holder_count, 1);
+        waiting.abort();
+        all_free(&b, &["a"]).await;
+        waiters(&b, 0).await;
+        busy.release().await.unwrap();
+        all_free(&b, &["it"]).await;
+    }
+
+    pub async fn a_part_that_is_lost_loses_the_whole(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let all = a.multi([l("a").write(), l("b").write()]).await.unwrap();
+        let lost = all.lost();
+        b.revoke("b").await.unwrap();
+        let lost = soon(lost).await;
+        assert_eq!((&*lost.name, lost.cause), ("b", LostCause::Revoked));
+        assert!(!all.is_held() && all.valid_for().is_zero());
+        let error = soon(all.protect(std::future::pending::<()>())).await.unwrap_err();
+        assert!(error.is_lost() && error.to_string().contains("\"b\""), "{error}");
+        assert!(
+            b.rwlock("a").unwrap().try_read().await.unwrap().is_none(),
+            "until it is given back"
+        );
+        assert!(all.release().await.unwrap_err().is_lost());
+        all_free(&b, &["a", "b"]).await;
+    }
+
+    pub async fn a_part_that_is_lost_ends_the_wait_for_the_others(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let busy = b.rwlock("it").unwrap().write().await.unwrap();
+        let waiting = tokio::spawn(a.multi([l("a").write(), l("it").write()]).into_future());
+        waiters(&b, 1).await;
+        b.revoke("a").await.unwrap();
+        let error = soon(waiting).await.unwrap().unwrap_err();
+        assert!(error.is_lost(), "{error}");
+        waiters(&b, 0).await;
+        drop(busy);
+    }
+
+    pub async fn an_owner_reenters_several_names(world: &World) {
+        let a = world.client().await;
+        let l = |name: &str| a.rwlock(name).unwrap();
+        let owner = Owner::new();
+        owner
+            .scope(async {
+                let outer = a.multi((l("a").write(), l("b").read())).await.unwrap();
+                let inner = soon(a.multi([l("b").read(), l("a").read()])).await.unwrap();
+                assert_eq!((outer.owner(), inner.owner()), (owner.clone(), owner.clone()));
+            })
+            .await;
+        let named = a.multi([l("c").write()]).owner(&owner).await.unwrap();
+        assert_eq!(named.owner(), owner);
+        all_free(&a, &["a", "b"]).await;
+    }
+
+    pub async fn parts_that_do_not_go_together_are_an_error(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        for part in [
+            Part::from(b.rwlock("it").unwrap().read()),
+            lock(&a).read().owner(&Owner::new()).into(),
+            lock(&a).write().timeout(ms(5)).into(),
+            lock(&a).write().label("x".repeat(257)).into(),
+        ] {
+            let error = soon(a.multi([part])).await.unwrap_err();
+            assert!(error.is_invalid(), "{error}");
+        }
+    }
+
+    pub async fn threads_take_several_names(world: &World) {
+        let a = world.client_of(Relatch::builder().own_thread()).await;
+        tokio::task::spawn_blocking(move || {
+            let l = |name: &str| a.rwlock(name).unwrap();
+            let all = a
+                .multi((l("b").write(), l("a").read()))
+                .timeout(BOUND)
+                .wait()
+                .unwrap();
+            let again = l("b").read().timeout(BOUND).wait().unwrap();
+            assert_eq!(again.owner(), all.owner());
+            std::thread::scope(|threads| {
+                let other = threads.spawn(|| a.try_multi([l("a").write()]).wait().unwrap().is_none());
+                assert!(other.join().unwrap());
+            });
+            all.release().unwrap();
+        })
+        .await
+        .unwrap();
+    }
+
+    // -- stripes -----------------------------------------------------------------------------------------------------------
+
+    pub async fn keys_of_other_stripes_do_not_wait(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let (mine, theirs) = (a.striped("stock", 8).unwrap(), b.striped("stock", 8).unwrap());
+        let same = (1..).find(|n| mine.stripe_of(n) == mine.stripe_of(&0)).unwrap();
+        let other = (1..).find(|n| mine.stripe_of(n) != mine.stripe_of(&0)).unwrap();
+        let held = mine.lock_for(&0).write().await.unwrap();
+        assert!(theirs.lock_for(&same).try_read().await.unwrap().is_none());
+        assert!(theirs.lock_for(&other).try_write().await.unwrap().is_some());
+        assert!(soon(theirs.read_all().at_once()).await.unwrap().is_none());
+        held.release().await.unwrap();
+        let keys = soon(mine.write_for([0, other, same])).await.unwrap();
+        assert_eq!(keys.names().count(), 2);
+        assert!(theirs.lock_for(&same).try_read().await.unwrap().is_none());
+        keys.release().await.unwrap();
+    }
+
+    pub async fn all_stripes_keep_everybody_out_and_see_one_state(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let stock = a.striped("stock", 5).unwrap();
+        // Moved between two keys at a time: the total is 100 whenever nobody writes.
+        let left: Arc<[AtomicI64; 10]> = Arc::new(std::array::from_fn(|_| AtomicI64::new(10)));
+        let movers: Vec<_> = (0..4_usize)
+            .map(|n| {
+                let (stock, left) = (b.striped("stock", 5).unwrap(), left.clone());
+                tokio::spawn(async move {
+                    for round in 0..15 {
+                        let (from, to) = ((n + round) % 10, (n * 3 + round * 7 + 1) % 10);
+                        let both = stock.write_for([from, to]).await.unwrap();
+                        left[from].fetch_sub(1, SeqCst);
+                        tokio::task::yield_now().await;
+                        left[to].fetch_add(1, SeqCst);
+                        both.release().await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..8 {
+            let all = soon(stock.read_all()).await.unwrap();
+            assert_eq!(left.iter().map(|n| n.load(SeqCst)).sum::<i64>(), 100);
+            all.release().await.unwrap();
+        }
+        for mover in movers {
+            soon(mover).await.unwrap();
+        }
+        let all = soon(stock.write_all()).await.unwrap();
+        assert!(
+            b.striped("stock", 5)
+                .unwrap()
+                .lock_for("x")
+                .try_read()
+                .await
+                .unwrap()
+                .is_none()
+        );
+        drop(all);
+    }
+}
+
+on_every_backend! { "layers.rs":
+    a_mutex_is_the_write_mode_of_its_name
+    several_names_are_held_at_once_each_in_its_mode
+    a_name_given_twice_is_held_once_in_the_strongest_mode
+    no_name_at_all_is_held_at_once
+    whatever_the_order_nobody_waits_for_each_other
+    several_names_have_one_deadline_and_leave_nothing_when_it_passes
+    a_dropped_acquisition_of_several_names_leaves_nothing
+    a_part_that_is_lost_loses_the_whole
+    a_part_that_is_lost_ends_the_wait_for_the_others
+    an_owner_reenters_several_names
+    parts_that_do_not_go_together_are_an_error
+    threads_take_several_names
+    keys_of_other_stripes_do_not_wait
+    all_stripes_keep_everybody_out_and_see_one_state
+}
