@@ -58,6 +58,12 @@ impl Hold {
         self.held.end(self.core().clock.now())
     }
 
+    /// What a simulation's referee looks at.
+    #[cfg(feature = "cli")]
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        &self.held
+    }
+
     pub(crate) fn name(&self) -> &str {
         self.held.name.as_str()
     }
@@ -409,12 +415,6 @@ macro_rules! guard {
                     cause = self.0.held.lost(self.0.core()) => Err(self.0.held.lost_error(cause)),
                     output = work => Ok(output),
                 }
-            }
-
-            /// What a simulation's referee looks at.
-            #[cfg(feature = "cli")]
-            pub(crate) fn held(&self) -> &Arc<Held> {
-                &self.0.held
             }
 
             /// Gives the hold back, and says whether it was still there to be given.

@@ -71,7 +71,7 @@ impl Guard {
     }
 
     fn held(&self) -> &Arc<Held> {
-        each!(self, guard => guard.held())
+        each!(self, guard => guard.0.held())
     }
 }
 
@@ -633,7 +633,7 @@ impl User {
     /// Writes what the lock guards, with the fence; as a slow program would, whether or not it still holds.
     fn store(&self, watched: &Watched, lock: &RwLock) {
         if let Guard::Write(guard) = &watched.guard {
-            let held = guard.held();
+            let held = guard.0.held();
             let accepted = self.world.state().referee.store(&lock.name, held);
             self.say("writes", || {
                 format!("writes with fence {}: accepted {accepted}", held.fence)
