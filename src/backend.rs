@@ -53,6 +53,18 @@ pub(crate) trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Runs a user's script where the lock is kept, if a hold stands, once.
+    #[cfg(feature = "redis")]
+    fn run<'a>(&'a self, run: &'a crate::script::Run) -> Later<'a, Result<crate::script::Ran, Failure>> {
+        let _ = run;
+        Box::pin(std::future::ready(Err(Failure::No(
+            crate::error::ErrorKind::Invalid(
+                "an embedded client has no server to run scripts on: connect to a Redis server".into(),
+            )
+            .into(),
+        ))))
+    }
+
     /// Makes this client known to whoever asks who is in the way, until `for_ms` from now; with `None`, no longer.
     fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, for_ms: u64) -> Later<'a, Result<(), Failure>>;
 

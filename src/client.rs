@@ -176,7 +176,7 @@ impl Relatch {
     /// ```
     pub async fn inspect(&self, name: &str) -> Result<Inspection, Error> {
         let name = Name::new(name)?;
-        let answer = self.ask(&name, Operation::Inspect(INSPECT_ROWS)).await?;
+        let answer = ask(&self.client, &name, Operation::Inspect(INSPECT_ROWS)).await?;
         let Reply::Inspect(snapshot) = answer.reply else {
             return Err(unexpected());
         };
@@ -243,7 +243,7 @@ impl Relatch {
         let name = Name::new(name)?;
         let core: &Core = &self.client;
         // The server's time now: who enters later is left alone, however often the call is sent.
-        let now_us = self.ask(&name, Operation::Inspect(0)).await?.now_us;
+        let now_us = ask(&self.client, &name, Operation::Inspect(0)).await?.now_us;
         let mut granted_by_ms = now_us.ok_or_else(unexpected)? / 1000;
         let mut taken = None;
         let mut rest = Duration::from_millis(1);
@@ -252,7 +252,7 @@ impl Relatch {
                 owner: owner.map(Owner::id),
                 granted_by_ms,
             });
-            let Reply::Revoke(Revoking { requests, .. }) = self.ask(&name, call).await?.reply else {
+            let Reply::Revoke(Revoking { requests, .. }) = ask(&self.client, &name, call).await?.reply else {
                 return Err(unexpected());
             };
             let taken = *taken.get_or_insert(requests);
@@ -297,29 +297,28 @@ impl Relatch {
             }
         }
     }
+}
 
-    /// One call that can be repeated, for as long as patience lasts.
-    async fn ask(&self, name: &Name, operation: Operation) -> Result<Answer, Error> {
-        let core: &Core = &self.client;
-        let call = Call {
-            name: name.clone(),
-            operation,
+/// One call that can be repeated, for as long as patience lasts.
+pub(crate) async fn ask(core: &Core, name: &Name, operation: Operation) -> Result<Answer, Error> {
+    let call = Call {
+        name: name.clone(),
+        operation,
+    };
+    let patience = core.clock.now().plus(core.config.patience);
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            outcome = core.backend.call(&call) => outcome,
+            () = core.clock.sleep_until(patience) => return Err(core.unreachable(name)),
         };
-        let patience = core.clock.now().plus(core.config.patience);
-        loop {
-            let outcome = tokio::select! {
-                biased;
-                outcome = core.backend.call(&call) => outcome,
-                () = core.clock.sleep_until(patience) => return Err(core.unreachable(name)),
-            };
-            match outcome {
-                Ok(heard) => {
-                    core.hear(&heard);
-                    return Ok(heard.answer);
-                }
-                Err(Failure::No(error)) => return Err(error),
-                Err(Failure::Unknown(_)) => core.pause().await,
+        match outcome {
+            Ok(heard) => {
+                core.hear(&heard);
+                return Ok(heard.answer);
             }
+            Err(Failure::No(error)) => return Err(error),
+            Err(Failure::Unknown(_)) => core.pause().await,
         }
     }
 }
@@ -331,7 +330,7 @@ fn invalid(what: &str) -> Error {
     ErrorKind::Invalid(what.into()).into()
 }
 
-fn unexpected() -> Error {
+pub(crate) fn unexpected() -> Error {
     ErrorKind::Server("the server answered something else than was asked".into()).into()
 }
 

@@ -43,6 +43,10 @@ pub(crate) enum ErrorKind {
     Refused { name: String, mode: Mode },
     #[error("the hold on {name:?} is lost: {cause}")]
     Lost { name: String, cause: LostCause },
+    #[error(
+        "the fence {fence} is stale: {seen} has been here; the hold that it belongs to is lost, and the next one has written"
+    )]
+    Stale { fence: u64, seen: u64 },
     #[error("{0}")]
     Unreachable(String),
     #[error("this client is closed; connect a new one")]
@@ -69,6 +73,11 @@ impl Error {
     /// The hold had ended before it was asked to do this. [`lost_cause`](Self::lost_cause) says how.
     pub fn is_lost(&self) -> bool {
         matches!(self.kind(), ErrorKind::Lost { .. })
+    }
+
+    /// A fence is smaller than one that has been seen: its hold is lost. See [`Gate`](crate::Gate).
+    pub fn is_stale(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Stale { .. })
     }
 
     /// The server could not be reached, or did not answer in time. Whether it has done what it was asked is settled in the

@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, LostCause};
 use crate::lock::{Spec, acquire};
 use crate::owner::Owner;
 use crate::protocol::{Call, Downgrade, Downgraded, Ending, Mode, Operation, Release, Released, Reply};
+#[cfg(feature = "redis")]
+use crate::protocol::{Member, Name};
 use crate::watchdog::Held;
 
 /// A granted request, and the duty to give it back.
@@ -70,6 +72,12 @@ impl Hold {
 
     pub(crate) fn fence(&self) -> u64 {
         self.held.fence
+    }
+
+    /// By what a server knows it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn identity(&self) -> (&Name, Member, u64) {
+        (&self.held.name, self.held.member, self.held.fence)
     }
 
     pub(crate) fn valid_for(&self) -> Duration {
@@ -415,6 +423,13 @@ macro_rules! guard {
                     cause = self.0.held.lost(self.0.core()) => Err(self.0.held.lost_error(cause)),
                     output = work => Ok(output),
                 }
+            }
+
+            /// A script for the Redis server that keeps the lock, which it runs only if this hold stands, in one step: await the result, or give it
+            /// keys and arguments first. See [`FencedScript`](crate::FencedScript).
+            #[cfg(feature = "redis")]
+            pub fn run(&self, script: &crate::FencedScript) -> crate::FencedRun {
+                crate::FencedRun::new(&self.0, script)
             }
 
             /// Gives the hold back, and says whether it was still there to be given.

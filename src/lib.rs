@@ -12,6 +12,7 @@ mod config;
 mod core;
 mod entropy;
 mod error;
+mod fenced;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -22,6 +23,8 @@ mod mutex;
 mod owner;
 mod protocol;
 mod reaper;
+#[cfg(feature = "redis")]
+mod script;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod simulate;
@@ -37,10 +40,13 @@ pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
 pub use config::Config;
 pub use error::{Blame, Error, Holder, LostCause};
+pub use fenced::{Gate, Stamp};
 pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
 pub use lock::{Acquire, Acquiring, RwLock, TryAcquire};
 pub use multi::{LostPart, Multi, MultiGuard, Part, Parts, TryMulti};
 pub use mutex::Mutex;
 pub use owner::Owner;
 pub use protocol::{ClientInfo, Mode};
+#[cfg(feature = "redis")]
+pub use script::{FencedRun, FencedScript, ScriptValue};
 pub use striped::{StripeKey, Striped};

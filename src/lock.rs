@@ -77,6 +77,13 @@ impl RwLock {
         Acquire::new(self, Mode::Write)
     }
 
+    /// What puts another key into the slot of this lock in a Redis Cluster, for scripts that use both ([`FencedScript`](crate::FencedScript)): `{stock}` for the name
+    /// `stock`. In it `%`, `{` and `}` of the name are written as `%25`, `%7B` and `%7D`.
+    #[cfg(feature = "redis")]
+    pub fn hash_tag(&self) -> String {
+        crate::backend::redis::hash_tag(&self.name)
+    }
+
     /// A read hold if it can be had at once, else `None`.
     pub fn try_read(&self) -> TryAcquire<ReadGuard> {
         TryAcquire(Acquire::new(self, Mode::Read))

@@ -20,9 +20,11 @@ use tokio::time::sleep;
 use crate::backend::{Backend, Failure, Heard, Later, Sink};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Call, ClientId, ClientInfo};
+use crate::protocol::{Call, ClientId, ClientInfo, Name};
+use crate::script::{Ran, Run};
 use crate::state::Tuning;
 
+mod fenced;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod link;
@@ -208,6 +210,10 @@ impl Backend for RedisBackend {
         })
     }
 
+    fn run<'a>(&'a self, run: &'a Run) -> Later<'a, Result<Ran, Failure>> {
+        Box::pin(self.run_fenced(run))
+    }
+
     fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, for_ms: u64) -> Later<'a, Result<(), Failure>> {
         Box::pin(async move {
             let key = client_key(self.linker.client);
@@ -277,6 +283,17 @@ impl Backend for RedisBackend {
     fn close(&self) -> Later<'_, ()> {
         Box::pin(self.linker.close(PATIENCE))
     }
+}
+
+/// What a server knows a script by.
+pub(crate) fn sha1_of(script: &str) -> String {
+    ::redis::Script::new(script).get_hash().to_owned()
+}
+
+/// What puts a key into the slot of a name.
+pub(crate) fn hash_tag(name: &Name) -> String {
+    let key = scripts::keys(name).into_iter().next().unwrap_or_default();
+    key["relatch:1:".len()..].to_owned()
 }
 
 /// Where a client says who it is.

@@ -5,10 +5,10 @@ mod claims {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
-    use relatch::{LostCause, Mode, Owner, Part, Relatch};
+    use relatch::{LostCause, Mode, Owner, Part, Relatch, Stamp};
 
     use crate::support::{BOUND, eventually_async};
-    use crate::{World, lock, ms, soon, waiters};
+    use crate::{World, free, lock, ms, soon, waiters};
 
     /// Nobody holds any of these names and nobody waits for one.
     async fn all_free(relatch: &Relatch, names: &[&str]) {
@@ -251,6 +251,41 @@ mod claims {
         .unwrap();
     }
 
+    // -- versions ----------------------------------------------------------------------------------------------------------
+
+    pub async fn a_stamp_stands_until_somebody_writes(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = lock(&a);
+        let first = l.stamp().await.unwrap().expect("nobody has ever been here");
+        assert!(l.validate(first).await.unwrap());
+        let read = lock(&b).read().await.unwrap();
+        assert_eq!(Stamp::from(&read), first, "a reader sees the same version");
+        assert!(lock(&b).validate(first).await.unwrap());
+        drop(read);
+
+        let write = soon(lock(&b).write()).await.unwrap();
+        assert_eq!(l.stamp().await.unwrap(), None, "somebody writes");
+        assert!(!l.validate(first).await.unwrap());
+        let written = Stamp::from(&write);
+        assert!(!l.validate(written).await.unwrap(), "it is not done yet");
+        write.release().await.unwrap();
+        assert!(l.validate(written).await.unwrap());
+        assert_eq!(l.stamp().await.unwrap(), Some(written));
+        assert!(!l.validate(first).await.unwrap());
+        assert_eq!(written.fence(), a.inspect("it").await.unwrap().fence.unwrap());
+    }
+
+    pub async fn a_stamp_does_not_keep_a_writer_out(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let stamp = lock(&a).stamp().await.unwrap().unwrap();
+        let upgradable = lock(&b).upgradable_read().await.unwrap();
+        assert!(lock(&a).validate(stamp).await.unwrap(), "upgradable only reads");
+        let write = soon(upgradable.upgrade()).await.unwrap();
+        assert!(!lock(&a).validate(stamp).await.unwrap());
+        drop(write);
+        free(&a).await;
+    }
+
     // -- stripes -----------------------------------------------------------------------------------------------------------
 
     pub async fn keys_of_other_stripes_do_not_wait(world: &World) {
@@ -324,6 +359,8 @@ on_every_backend! { "layers.rs":
     an_owner_reenters_several_names
     parts_that_do_not_go_together_are_an_error
     threads_take_several_names
+    a_stamp_stands_until_somebody_writes
+    a_stamp_does_not_keep_a_writer_out
     keys_of_other_stripes_do_not_wait
     all_stripes_keep_everybody_out_and_see_one_state
 }

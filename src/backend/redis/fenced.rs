@@ -1,0 +1,108 @@
+//! A user's script, run if a hold stands. `scripts/fenced.lua` looks at the hold; what it replies is read here.
+
+use redis::{ServerErrorKind, Value};
+use std::sync::atomic::Ordering;
+
+use super::refusal::printable;
+use super::{RedisBackend, scripts};
+use crate::backend::Failure;
+use crate::error::ErrorKind;
+use crate::protocol::Ending;
+use crate::script::{Ran, Run, ScriptValue};
+
+impl RedisBackend {
+    /// Sends it once; a second time only when the server did not know the script, which then did not run.
+    pub(super) async fn run_fenced(&self, run: &Run) -> Result<Ran, Failure> {
+        let live = self.live().await?;
+        let id = self.calls.fetch_add(1, Ordering::Relaxed).to_string();
+        let [hash, readers, _, _, marks] = scripts::keys(&run.name);
+        let command = |verb: &str, script: &str| {
+            let mut command = redis::cmd(verb);
+            command
+                .arg(script)
+                .arg(3 + run.keys.len())
+                .arg(&[&hash, &readers, &marks])
+                .arg(&run.keys)
+                .arg(&id)
+                .arg(run.member.request.wire())
+                .arg(run.member.owner.wire())
+                .arg(run.fence)
+                .arg(&run.args);
+            command
+        };
+        let mut connection = live.connection.clone();
+        let evalsha = command("EVALSHA", &run.source().sha1);
+        let mut value = connection.send_packed_command(&evalsha).await;
+        if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
+        {
+            let eval = command("EVAL", &run.source().text);
+            value = connection.send_packed_command(&eval).await;
+        }
+        match value {
+            // It is the user's script that failed, as far as one can tell: the link is as good as it was.
+            Ok(Value::ServerError(error)) => Err(Failure::No(
+                ErrorKind::Server(format!(
+                    "a script of yours failed: {}{}",
+                    printable(error.code()),
+                    error
+                        .details()
+                        .map(|why| format!(" {}", printable(why)))
+                        .unwrap_or_default()
+                ))
+                .into(),
+            )),
+            Ok(value) => match read(&id, value) {
+                Some(ran) => Ok(ran),
+                None => {
+                    let error = self
+                        .linker
+                        .unreachable(format_args!("gave no answer to what it was asked"));
+                    self.linker.fault(&live, &error);
+                    Err(Failure::Unknown(error))
+                }
+            },
+            Err(error) => Err(self.lost(&live, &error)),
+        }
+    }
+}
+
+fn read(id: &str, value: Value) -> Option<Ran> {
+    let Value::Array(fields) = value else { return None };
+    let mut fields = fields.into_iter();
+    let mut text = || match fields.next()? {
+        Value::BulkString(text) => String::from_utf8(text).ok(),
+        _ => None,
+    };
+    let (answered, word) = (text()?, text()?);
+    if answered != id {
+        return None;
+    }
+    match word.as_str() {
+        "ran" => Some(Ran::Value(fields.next().map_or(ScriptValue::Nil, plain))),
+        "not_held" => Some(Ran::NotHeld(Ending::from_wire(&text()?)?)),
+        _ => None,
+    }
+}
+
+/// As people who write scripts know it.
+fn plain(value: Value) -> ScriptValue {
+    match value {
+        Value::Int(number) => ScriptValue::Int(number),
+        Value::Boolean(yes) => ScriptValue::Int(i64::from(yes)),
+        Value::BulkString(bytes) => ScriptValue::Text(bytes),
+        Value::SimpleString(text) => ScriptValue::Text(text.into_bytes()),
+        Value::VerbatimString { text, .. } => ScriptValue::Text(text.into_bytes()),
+        Value::Okay => ScriptValue::Text(b"OK".to_vec()),
+        Value::Double(number) => ScriptValue::Text(number.to_string().into_bytes()),
+        Value::Array(values) | Value::Set(values) => {
+            ScriptValue::List(values.into_iter().map(plain).collect())
+        }
+        Value::Map(pairs) => ScriptValue::List(
+            pairs
+                .into_iter()
+                .flat_map(|(key, value)| [plain(key), plain(value)])
+                .collect(),
+        ),
+        _ => ScriptValue::Nil,
+    }
+}

@@ -1,0 +1,225 @@
+//! Writes to the server that keeps the lock, which apply only while the hold stands: look and write in one script.
+//!
+//! Between the last look at a guard and a write that arrives there is time in which a lease can end. A script has none: the server looks at the
+//! hold and writes in one step.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::sync::Arc;
+
+use crate::backend::Failure;
+use crate::core::{Core, Handle};
+use crate::error::{Error, ErrorKind, LostCause};
+use crate::guard::Hold;
+use crate::lock::Acquiring;
+use crate::protocol::{Ending, Member, Name};
+
+/// What comes before a user's script.
+const PRELUDE: &str = include_str!("../scripts/fenced.lua");
+
+/// A Lua script that Redis runs only while a hold stands. Make it once, and run it with [`WriteGuard::run`](crate::WriteGuard::run).
+///
+/// In it `KEYS` and `ARGV` are what the run gives, as in any script, and `FENCE` is the fence of the hold, as text.
+///
+/// ```no_run
+/// # async fn f() -> Result<(), relatch::Error> {
+/// use relatch::{FencedScript, Relatch};
+///
+/// let relatch = Relatch::connect("redis://127.0.0.1:6379").await?;
+/// let take = FencedScript::new("return redis.call('DECRBY', KEYS[1], ARGV[1])");
+/// let lock = relatch.rwlock("stock")?;
+/// let write = lock.write().await?;
+/// let left = write.run(&take).key(format!("left:{}", lock.hash_tag())).arg("3").await?;
+/// assert!(left.as_int() >= Some(0));
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct FencedScript {
+    inner: Arc<Source>,
+}
+
+pub(crate) struct Source {
+    pub(crate) text: String,
+    pub(crate) sha1: String,
+}
+
+impl fmt::Debug for FencedScript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FencedScript")
+            .field("sha1", &self.inner.sha1)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FencedScript {
+    /// Of its body: what `EVAL` takes.
+    pub fn new(body: &str) -> Self {
+        let text = PRELUDE.replace("--BODY--", body);
+        let sha1 = crate::backend::redis::sha1_of(&text);
+        Self {
+            inner: Arc::new(Source { text, sha1 }),
+        }
+    }
+}
+
+/// What a script returned, as Redis hands it over: numbers whole, `false` and `nil` as nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScriptValue {
+    /// `nil`, or `false`.
+    Nil,
+    /// A number.
+    Int(i64),
+    /// A string, or a status.
+    Text(Vec<u8>),
+    /// A table.
+    List(Vec<ScriptValue>),
+}
+
+impl ScriptValue {
+    /// The number, if it is one, or text that says one.
+    pub fn as_int(&self) -> Option<i64> {
+        match self {
+            ScriptValue::Int(number) => Some(*number),
+            ScriptValue::Text(_) => self.as_str()?.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// The text, if it is UTF-8.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            ScriptValue::Text(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// Is there nothing?
+    pub fn is_nil(&self) -> bool {
+        matches!(self, ScriptValue::Nil)
+    }
+}
+
+/// A run of a script, if a hold stands.
+pub(crate) struct Run {
+    pub(crate) script: FencedScript,
+    pub(crate) name: Name,
+    pub(crate) member: Member,
+    pub(crate) fence: u64,
+    pub(crate) keys: Vec<Vec<u8>>,
+    pub(crate) args: Vec<Vec<u8>>,
+}
+
+impl Run {
+    pub(crate) fn source(&self) -> &Source {
+        &self.script.inner
+    }
+}
+
+/// What became of it.
+pub(crate) enum Ran {
+    Value(ScriptValue),
+    NotHeld(Ending),
+}
+
+/// A script that is run if the hold stands: await it for what it returns.
+///
+/// It is sent once. Whether it had run is not known when the answer does not come: a script that may be run again can be sent again.
+///
+/// # Errors
+///
+/// - [`is_lost`](Error::is_lost): the hold does not stand; nothing was run.
+/// - [`is_unreachable`](Error::is_unreachable): no answer came; *it may have run, or may yet, while the hold stands*.
+/// - [`is_server`](Error::is_server): the script failed, with what Redis says; what it had written before stays, as in any script. Or a key of it is not in the
+///   slot of the lock: begin it with [`RwLock::hash_tag`](crate::RwLock::hash_tag).
+/// - [`is_invalid`](Error::is_invalid): an embedded client, which has no server to run scripts.
+///
+/// # Cancel safety
+///
+/// Not cancel safe: dropping the future leaves it open whether it has run.
+#[must_use = "a script does nothing until it is awaited"]
+pub struct FencedRun {
+    client: Arc<Handle>,
+    hold: Result<(), Error>,
+    run: Run,
+}
+
+impl fmt::Debug for FencedRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FencedRun")
+            .field("script", &self.run.script)
+            .field("name", &self.run.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FencedRun {
+    pub(crate) fn new(hold: &Hold, script: &FencedScript) -> Self {
+        let (name, member, fence) = hold.identity();
+        Self {
+            client: hold.client(),
+            hold: hold.check(),
+            run: Run {
+                script: script.clone(),
+                name: name.clone(),
+                member,
+                fence,
+                keys: Vec::new(),
+                args: Vec::new(),
+            },
+        }
+    }
+
+    /// The next of `KEYS`.
+    pub fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.run.keys.push(key.into());
+        self
+    }
+
+    /// The next of `ARGV`.
+    pub fn arg(mut self, arg: impl Into<Vec<u8>>) -> Self {
+        self.run.args.push(arg.into());
+        self
+    }
+
+    /// Blocks this thread until it is done: `.await` for [threads](crate::blocking).
+    ///
+    /// # Errors
+    ///
+    /// As awaiting it.
+    pub fn wait(self) -> Result<ScriptValue, Error> {
+        let client = self.client.clone();
+        crate::blocking::wait(&client, self.into_future())?
+    }
+}
+
+impl IntoFuture for FencedRun {
+    type Output = Result<ScriptValue, Error>;
+    type IntoFuture = Acquiring<ScriptValue>;
+
+    fn into_future(self) -> Acquiring<ScriptValue> {
+        Box::pin(async move {
+            self.hold?;
+            let core: &Core = &self.client;
+            let patience = core.clock.now().plus(core.config.patience);
+            let outcome = tokio::select! {
+                biased;
+                outcome = core.backend.run(&self.run) => outcome,
+                () = core.clock.sleep_until(patience) => return Err(unknown(&core.unreachable(&self.run.name))),
+            };
+            match outcome {
+                Ok(Ran::Value(value)) => Ok(value),
+                Ok(Ran::NotHeld(ending)) => Err(ErrorKind::Lost {
+                    name: self.run.name.as_str().into(),
+                    cause: LostCause::of(ending),
+                }
+                .into()),
+                Err(Failure::No(error)) => Err(error),
+                Err(Failure::Unknown(error)) => Err(unknown(&error)),
+            }
+        })
+    }
+}
+
+fn unknown(error: &Error) -> Error {
+    ErrorKind::Unreachable(format!("it is not known whether the script has run: {error}")).into()
+}

@@ -1,0 +1,383 @@
+//! Fences that bite: a write that comes late is refused by the resource, whatever its writer believes.
+//!
+//! On the real things: a Redis server, SQLite, PostgreSQL. What is shown is what the cookbook says.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use relatch::{FencedScript, LostCause, Relatch, ScriptValue};
+use support::{BOUND, Direction, Proxy, RedisServer, eventually_async, eventually_blocking};
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+// -- Redis ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_write_that_arrives_after_its_hold_was_lost_is_not_made() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    // It believes in its link for longer than its lease lasts.
+    let slow = Relatch::builder()
+        .url(proxy.url())
+        .lease(ms(400))
+        .response_timeout(BOUND)
+        .idle_ping(BOUND)
+        .connect()
+        .await
+        .unwrap();
+    let quick = Relatch::connect(&server.url()).await.unwrap();
+    let set = FencedScript::new("return redis.call('SET', KEYS[1], ARGV[1])");
+
+    let lock = slow.rwlock("account").unwrap();
+    let key = format!("{}:balance", lock.hash_tag());
+    let held = lock.write().await.unwrap();
+    let told = soon(held.run(&set).key(&*key).arg("10")).await.unwrap();
+    assert_eq!(told.as_str(), Some("OK"));
+
+    // Sent while it is held; on its way for longer than that.
+    proxy.silence(Direction::ToServer);
+    assert!(held.is_held());
+    let late = tokio::spawn(held.run(&set).key(&*key).arg("late").into_future());
+    let next = soon(quick.rwlock("account").unwrap().write()).await.unwrap();
+    soon(next.run(&set).key(&*key).arg("20")).await.unwrap();
+    proxy.heal();
+    let error = soon(late).await.unwrap().unwrap_err();
+    assert!(error.is_lost(), "{error}");
+    assert_eq!(server.reply(&["GET", &key]).text(), "20");
+    // And what is known to be lost is not even sent.
+    let error = soon(held.run(&set).key(&*key).arg("later")).await.unwrap_err();
+    assert_eq!(error.lost_cause(), Some(LostCause::Lapsed), "{error}");
+}
+
+#[tokio::test]
+async fn a_script_runs_under_a_hold_of_every_mode_with_its_fence() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let lock = relatch.rwlock("a {name} of 100 %").unwrap();
+    assert_eq!(lock.hash_tag(), "{a %7Bname%7D of 100 %25}");
+    let echo = FencedScript::new("return { FENCE, #KEYS, #ARGV, KEYS[2] or false, ARGV[1] or false }");
+
+    let write = lock.write().await.unwrap();
+    let fence = write.fence();
+    let value = soon(write.run(&echo).key("a").key("b").arg("c")).await.unwrap();
+    let text = |text: &str| ScriptValue::Text(text.into());
+    assert_eq!(
+        value,
+        ScriptValue::List(vec![
+            text(&fence.to_string()),
+            ScriptValue::Int(2),
+            ScriptValue::Int(1),
+            text("b"),
+            text("c")
+        ])
+    );
+    let upgradable = write.downgrade_to_upgradable().await.unwrap();
+    soon(upgradable.run(&echo)).await.unwrap();
+    let labelled = lock.read().label("with | and , in it").await.unwrap();
+    soon(labelled.run(&echo)).await.unwrap();
+    let owner = relatch::Owner::new();
+    let named = lock.read().owner(&owner).await.unwrap();
+    let inner = lock.read().owner(&owner).await.unwrap();
+    soon(inner.run(&echo)).await.unwrap();
+    soon(named.run(&echo)).await.unwrap();
+    let lone = lock.read().await.unwrap();
+    soon(lone.run(&echo)).await.unwrap();
+    drop(upgradable);
+    let mutex = relatch.mutex("m").unwrap().lock().await.unwrap();
+    assert!(
+        soon(mutex.run(&FencedScript::new("return")))
+            .await
+            .unwrap()
+            .is_nil()
+    );
+}
+
+/// As the server sees it: past its deadline, revoked, and gone.
+#[tokio::test]
+async fn a_hold_that_does_not_stand_runs_nothing_and_says_why() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let lock = relatch.rwlock("it").unwrap();
+    let count = FencedScript::new("return redis.call('INCR', KEYS[1])");
+    let key = format!("{}:count", lock.hash_tag());
+    let run = async |guard: &relatch::WriteGuard| soon(guard.run(&count).key(&*key)).await;
+
+    let guard = lock.write().await.unwrap();
+    assert_eq!(run(&guard).await.unwrap(), ScriptValue::Int(1));
+    // Somebody has taken the whole lock away, and its client has not heard of it.
+    for key in server.keys() {
+        if key.starts_with("relatch:1:{it}") {
+            server.reply(&["DEL", &key]);
+        }
+    }
+    let error = run(&guard).await.unwrap_err();
+    assert_eq!(error.lost_cause(), Some(LostCause::Forgotten), "{error}");
+    drop(guard);
+
+    // A deadline that is over, which nobody has looked at yet.
+    let guard = lock.write().await.unwrap();
+    let top = server.reply(&["HGET", "relatch:1:{it}", "top"]).text();
+    let (head, tail) = top.rsplit_once(',').unwrap();
+    let (head, _) = head.rsplit_once(',').unwrap();
+    server.reply(&["HSET", "relatch:1:{it}", "top", &format!("{head},1000,{tail}")]);
+    let error = run(&guard).await.unwrap_err();
+    assert_eq!(error.lost_cause(), Some(LostCause::Lapsed), "{error}");
+    // Being taken away.
+    let revoked = top.replacen(",w,", ",W,", 1);
+    assert_ne!(revoked, top);
+    server.reply(&["HSET", "relatch:1:{it}", "top", &revoked]);
+    let error = run(&guard).await.unwrap_err();
+    assert_eq!(error.lost_cause(), Some(LostCause::Revoked), "{error}");
+    server.reply(&["HSET", "relatch:1:{it}", "top", &top]);
+    assert_eq!(
+        run(&guard).await.unwrap(),
+        ScriptValue::Int(2),
+        "only the first and this"
+    );
+}
+
+#[tokio::test]
+async fn a_script_that_fails_says_what_redis_says_and_leaves_the_link_alone() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    for (body, word) in [
+        ("return redis.call('NO_SUCH_THING')", "nknown"),
+        ("this is not Lua", "ompil"),
+        ("error('as asked for')", "as asked for"),
+    ] {
+        let error = soon(held.run(&FencedScript::new(body))).await.unwrap_err();
+        assert!(error.is_server() && error.to_string().contains(word), "{error}");
+    }
+    let connections = server.info("stats", "total_connections_received");
+    soon(held.run(&FencedScript::new("return 1"))).await.unwrap();
+    assert!(held.is_held());
+    held.release().await.unwrap();
+    assert_eq!(
+        server.info("clients", "connected_clients").as_deref(),
+        Some("3"),
+        "{connections:?}"
+    );
+
+    let embedded = Relatch::embedded();
+    let held = embedded.rwlock("it").unwrap().write().wait().unwrap();
+    let error = held.run(&FencedScript::new("return 1")).wait().unwrap_err();
+    assert!(error.is_invalid(), "{error}");
+}
+
+#[tokio::test]
+async fn a_script_whose_answer_is_lost_is_unknown_and_is_not_sent_twice() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    let relatch = Relatch::connect(&proxy.url()).await.unwrap();
+    let lock = relatch.rwlock("it").unwrap();
+    let key = format!("{}:count", lock.hash_tag());
+    let held = lock.write().await.unwrap();
+    let count = FencedScript::new("return redis.call('INCR', KEYS[1])");
+    soon(held.run(&count).key(&*key)).await.unwrap();
+    let ours = key.clone();
+    proxy.drop_reply_then_cut(move |words| words.contains(&ours));
+    let error = soon(held.run(&count).key(&*key)).await.unwrap_err();
+    assert!(
+        error.is_unreachable() && error.to_string().contains("not known"),
+        "{error}"
+    );
+    assert_eq!(server.reply(&["GET", &key]).text(), "2");
+    eventually_async(BOUND, "the link is back", async || {
+        held.run(&count)
+            .key(&*key)
+            .await
+            .is_ok_and(|n| n == ScriptValue::Int(3))
+    })
+    .await;
+}
+
+// -- SQL -----------------------------------------------------------------------------------------------------------------
+
+/// What any database runs: nothing happens, and it says 0 rows, when somebody with a greater fence has been here.
+fn fenced_update(balance: i64, fence: u64) -> String {
+    format!("UPDATE account SET balance = {balance}, fence = {fence} WHERE id = 1 AND fence <= {fence}")
+}
+
+const SCHEMA: &str =
+    "CREATE TABLE account (id INTEGER PRIMARY KEY, balance BIGINT NOT NULL, fence BIGINT NOT NULL DEFAULT 0);
+    INSERT INTO account (id, balance) VALUES (1, 100);";
+
+/// `update` tells how many rows it changed.
+fn late_writes_are_refused(update: impl Fn(&str) -> u64, balance: impl Fn() -> i64) {
+    let relatch = Relatch::embedded();
+    let lock = relatch.rwlock("account").unwrap();
+    let slow = lock.write().wait().unwrap();
+    assert_eq!(update(&fenced_update(90, slow.fence())), 1);
+    assert_eq!(
+        update(&fenced_update(80, slow.fence())),
+        1,
+        "as often as it likes"
+    );
+    // Its process stands still here. The lock goes on.
+    relatch.block_on(relatch.revoke("account")).unwrap();
+    let next = lock.write().wait().unwrap();
+    assert_eq!(update(&fenced_update(50, next.fence())), 1);
+    assert_eq!(update(&fenced_update(0, slow.fence())), 0, "too late");
+    assert_eq!(balance(), 50);
+}
+
+fn output(mut command: Command) -> String {
+    let shown = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{shown}: {error}: tests/run installs it"));
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(
+        output.status.success(),
+        "{shown}: {said} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    said
+}
+
+#[test]
+fn sqlite_refuses_a_late_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let sql = |statement: &str| {
+        let mut sqlite = Command::new("sqlite3");
+        sqlite.arg(folder.path().join("it.db")).arg(statement);
+        output(sqlite)
+    };
+    sql(SCHEMA);
+    late_writes_are_refused(
+        |update| sql(&format!("{update}; SELECT changes();")).parse().unwrap(),
+        || sql("SELECT balance FROM account").parse().unwrap(),
+    );
+}
+
+#[test]
+fn postgresql_refuses_a_late_write() {
+    let server = postgres::Server::start();
+    server.sql(SCHEMA);
+    late_writes_are_refused(
+        |update| {
+            let tag = server.sql(update);
+            tag.strip_prefix("UPDATE ").unwrap().parse().unwrap()
+        },
+        || server.sql("SELECT balance FROM account").parse().unwrap(),
+    );
+}
+
+/// A PostgreSQL server of the test's own, on a socket in its own folder.
+mod postgres {
+    use super::*;
+    use std::os::unix::fs::chown;
+    use std::os::unix::process::CommandExt as _;
+    use std::path::PathBuf;
+    use support::child::{Process, command};
+
+    /// It refuses to run as root: then it is nobody.
+    const NOBODY: u32 = 65_534;
+
+    pub(crate) struct Server {
+        folder: tempfile::TempDir,
+        _process: Process,
+    }
+
+    /// Debian keeps the server's programs out of the PATH.
+    fn program(name: &str) -> PathBuf {
+        let on_path = std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .collect::<Vec<_>>();
+        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+        on_path
+            .into_iter()
+            .chain(versions.flatten().map(|version| version.path().join("bin")))
+            .map(|folder| folder.join(name))
+            .find(|program| program.is_file())
+            .unwrap_or_else(|| panic!("no {name} found: tests/run installs it"))
+    }
+
+    fn as_nobody(command: &mut Command) {
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+    }
+
+    impl Server {
+        pub(crate) fn start() -> Self {
+            // Short: a socket's path is no longer than 107 bytes.
+            let folder = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
+            if rustix::process::geteuid().is_root() {
+                chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            let data = folder.path().join("data");
+            let mut initdb = Command::new(program("initdb"));
+            initdb
+                .args([
+                    "--auth=trust",
+                    "--username=relatch",
+                    "--no-sync",
+                    "--locale=C",
+                    "-D",
+                ])
+                .arg(&data)
+                .current_dir(folder.path());
+            as_nobody(&mut initdb);
+            output(initdb);
+            let mut postgres = command(program("postgres"));
+            postgres
+                .args([
+                    "-c",
+                    "listen_addresses=",
+                    "-c",
+                    "fsync=off",
+                    "-c",
+                    "shared_buffers=8MB",
+                    "-k",
+                ])
+                .arg(folder.path())
+                .arg("-D")
+                .arg(&data)
+                .current_dir(folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            as_nobody(&mut postgres);
+            let process = Process::spawn(postgres).unwrap();
+            let server = Self {
+                folder,
+                _process: process,
+            };
+            eventually_blocking(BOUND, "PostgreSQL answers", || {
+                server
+                    .psql("SELECT 1")
+                    .output()
+                    .is_ok_and(|output| output.status.success())
+            });
+            server
+        }
+
+        fn psql(&self, statement: &str) -> Command {
+            let mut psql = Command::new(program("psql"));
+            psql.args(["-X", "-A", "-t", "-U", "relatch", "-d", "postgres", "-h"])
+                .arg(self.folder.path())
+                .args(["-c", statement]);
+            psql
+        }
+
+        pub(crate) fn sql(&self, statement: &str) -> String {
+            output(self.psql(statement))
+        }
+    }
+}
