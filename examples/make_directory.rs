@@ -1,0 +1,61 @@
+//! Two workers want the same directory, and each asks first whether it is there. Between the question and the answer's use the other one
+//! makes it. Under a lock of the directory's name the question still holds when it is used.
+//!
+//! `cargo run --example make_directory [-- --redis redis://127.0.0.1:6379]`
+
+mod shared;
+
+use std::path::{Path, PathBuf};
+
+use relatch::{Error, Relatch};
+
+/// Makes it if it is not there, with what belongs into it. Tells whether it did.
+async fn ensure(
+    relatch: &Relatch,
+    directory: &Path,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let mutex = relatch.mutex(&format!("example/directory/{}", directory.display()))?;
+    let held = mutex.lock().await?;
+    if directory.exists() {
+        return Ok(false);
+    }
+    // `protect`: if the hold should be lost on the way, another may be making it already.
+    held.protect(async {
+        tokio::fs::create_dir(directory).await?; // an error if it is there: nobody must be first twice
+        tokio::task::yield_now().await;
+        tokio::fs::write(directory.join("index"), "empty").await
+    })
+    .await??;
+    held.release().await?;
+    Ok(true)
+}
+
+/// How many of so many workers made it.
+pub(crate) async fn run(
+    relatch: &Relatch,
+    directory: PathBuf,
+    workers: usize,
+) -> Result<usize, Box<dyn std::error::Error + Send + Sync>> {
+    let mut crew = tokio::task::JoinSet::new();
+    for _ in 0..workers {
+        let (relatch, directory) = (relatch.clone(), directory.clone());
+        crew.spawn(async move { ensure(&relatch, &directory).await });
+    }
+    let mut made = 0;
+    while let Some(worker) = crew.join_next().await {
+        made += usize::from(worker??);
+    }
+    Ok(made)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let relatch = shared::connect().await?;
+    let directory = std::env::temp_dir().join(format!("relatch-example-{}", std::process::id()));
+    match run(&relatch, directory.clone(), 2).await {
+        Ok(made) => println!("2 workers, {made} of them made {}", directory.display()),
+        Err(error) => eprintln!("{error}"),
+    }
+    let _ = std::fs::remove_dir_all(directory);
+    relatch.close().await
+}

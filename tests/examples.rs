@@ -1,0 +1,214 @@
+//! Every example, on every backend: what they claim is asserted.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "each example is a program of its own; its `main` is not run here"
+)]
+
+mod support;
+
+#[path = "../examples/cache.rs"]
+mod cache;
+#[path = "../examples/flash_sale.rs"]
+mod flash_sale;
+#[path = "../examples/handover.rs"]
+mod handover;
+#[path = "../examples/leader.rs"]
+mod leader;
+#[path = "../examples/make_directory.rs"]
+mod make_directory;
+#[path = "../examples/menu_tree.rs"]
+mod menu_tree;
+#[path = "../examples/web.rs"]
+mod web;
+
+use std::time::Duration;
+
+use relatch::{Embedded, Relatch};
+use support::BOUND;
+#[cfg(feature = "redis")]
+use support::{ChildProcess, RedisServer, child};
+
+enum Place {
+    Embedded(Embedded),
+    #[cfg(feature = "redis")]
+    Redis(RedisServer),
+}
+
+impl Place {
+    async fn client(&self) -> Relatch {
+        match self {
+            Place::Embedded(server) => Relatch::builder().embedded_in(server).unwrap(),
+            #[cfg(feature = "redis")]
+            Place::Redis(server) => {
+                let builder = Relatch::builder().url(server.url()).own_thread();
+                builder.connect().await.unwrap()
+            }
+        }
+    }
+}
+
+mod examples {
+    use super::*;
+
+    pub(crate) async fn menu_tree(place: &Place) {
+        let (lines, deepest) = menu_tree::run(&place.client().await).unwrap();
+        assert_eq!(
+            lines,
+            ["file", "  open", "    recent", "      today", "edit", "  paste"]
+        );
+        assert_eq!(deepest, 6, "once outside, then at each level");
+    }
+
+    pub(crate) async fn make_directory(place: &Place) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("it");
+        let made = make_directory::run(&place.client().await, directory.clone(), 8).await;
+        assert_eq!(made.unwrap(), 1);
+        assert_eq!(std::fs::read_to_string(directory.join("index")).unwrap(), "empty");
+    }
+
+    pub(crate) async fn flash_sale(place: &Place) {
+        let relatch = place.client().await;
+        // The whole crowd with stripes; a part of it without, as long as that goes on.
+        let striped = flash_sale::sell(&relatch, flash_sale::STRIPES, flash_sale::BUYERS, BOUND * 6);
+        let striped = striped.await.unwrap();
+        assert_eq!((striped.oversold, striped.waiting), (0, 0), "{striped:?}");
+        assert!(striped.sold > 5_000 && striped.sold_out > 2_000, "{striped:?}");
+        let coarse = flash_sale::sell(&relatch, 1, 1_000, Duration::from_millis(400))
+            .await
+            .unwrap();
+        assert_eq!(coarse.oversold, 0);
+        assert!(coarse.sold > 0);
+        assert!(striped.rate() > 2.0 * coarse.rate(), "{striped:?} {coarse:?}");
+    }
+
+    pub(crate) async fn cache(place: &Place) {
+        assert_eq!(
+            cache::run(&place.client().await, 100).await.unwrap(),
+            2,
+            "no stampede"
+        );
+    }
+
+    pub(crate) async fn handover(place: &Place) {
+        let (one, other) = (place.client().await, place.client().await);
+        let (begun, finished) =
+            handover::begin(&one, async |owner| Ok(handover::finish(&other, owner).await?))
+                .await
+                .unwrap();
+        assert_eq!(begun, finished, "the same hold");
+    }
+
+    pub(crate) async fn leader(place: &Place) {
+        let (events, terms) = leader::run(place.client().await, place.client().await)
+            .await
+            .unwrap();
+        assert_eq!(terms, ["Ada", "Grace", "Ada"]);
+        assert_eq!(events.len(), 5, "{events:?}");
+    }
+
+    pub(crate) async fn web(place: &Place) {
+        let bank = web::Bank::new(&place.client().await).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(axum::serve(listener, bank.router()).into_future());
+        let ask = async |request: &str| {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("{request} HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+        };
+        let there = async || ask("POST /move/alice/bob/30").await.0;
+        let back = async || ask("POST /move/bob/alice/10").await.0;
+        let (one, two, three, four) = tokio::join!(there(), there(), there(), there());
+        let mut answers = [one, two, three, four];
+        answers.sort();
+        assert_eq!(
+            answers,
+            ["200", "200", "200", "409"],
+            "90 of 100, and then it is refused"
+        );
+        let (one, two) = tokio::join!(there(), back());
+        assert!(one == "200" || one == "409");
+        assert_eq!(two, "200");
+        assert_eq!(ask("GET /total").await, ("200".into(), "100".into()));
+        server.abort();
+    }
+}
+
+macro_rules! on_every_backend {
+    ($($example:ident)*) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $example() {
+                super::examples::$example(&super::Place::Embedded(super::Embedded::new())).await;
+            })*
+        }
+
+        #[cfg(feature = "redis")]
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $example() {
+                super::examples::$example(&super::Place::Redis(super::RedisServer::start())).await;
+            })*
+        }
+
+        #[test]
+        fn every_example_is_run_and_in_the_cookbook() {
+            let mut there: Vec<String> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
+                .unwrap()
+                .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".rs")?.to_owned()))
+                .collect();
+            there.sort();
+            let mut run = vec![$(stringify!($example)),*];
+            run.sort();
+            assert_eq!(there, run);
+            let cookbook = include_str!("../docs/cookbook.md");
+            for example in run {
+                assert!(cookbook.contains(&format!("examples/{example}.rs")), "{example}");
+            }
+        }
+    };
+}
+
+on_every_backend! { cache flash_sale handover leader make_directory menu_tree web }
+
+#[cfg(feature = "redis")]
+#[test]
+fn child_that_finishes_the_job() {
+    let (true, Ok(url), Ok(owner)) = (child::is_child(), std::env::var("URL"), std::env::var("OWNER")) else {
+        return;
+    };
+    let relatch = relatch::blocking::connect(&url).unwrap();
+    let fence = relatch
+        .block_on(handover::finish(&relatch, &owner.parse().unwrap()))
+        .unwrap();
+    child::say(&format!("fence {fence}"));
+    relatch.block_on(relatch.close()).unwrap();
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a_job_is_handed_to_another_process() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let url = server.url();
+    let (begun, finished) = handover::begin(&relatch, async |owner| {
+        let owner = owner.to_string();
+        let said = tokio::task::spawn_blocking(move || {
+            let variables = [("URL", &*url), ("OWNER", &*owner)];
+            ChildProcess::spawn("child_that_finishes_the_job", &variables).next()
+        })
+        .await?;
+        Ok(said.strip_prefix("fence ").ok_or("a fence")?.parse()?)
+    })
+    .await
+    .unwrap();
+    assert_eq!(begun, finished);
+}
