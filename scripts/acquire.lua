@@ -12,7 +12,7 @@
 --   4 owner
 --   5 mode        r, u or w
 --   6 lease_ms
---   7 wait        1: get in line if it can't be granted at once
+--   7 wait        1: get in line if it can't be granted at once; 2 more: refuse it if its owner holds already, or waits
 --   8 ticket      the place it had before the server forgot it; 0 for none. This and what follows only if any of it is said
 --   9 upgrade_of  the granted upgradable request that becomes this one; empty for none
 --   10 label      any bytes; empty for none
@@ -20,7 +20,7 @@
 --   granted  fence, deadline_ms, depth
 --   queued   ticket, wake_ms: when the first in line should look again; 0 for the others
 --   busy     not at once, and it was not to wait
---   refused  it would wait for its own owner's read to end
+--   refused  it would wait for its own owner's read to end; or its owner holds or waits, and that was not to be
 --   ended    lapsed, revoked, withdrawn, replaced or unknown: the request, or the one it would upgrade, has ended
 --            as text: the call, the word, the time (microseconds) and this, with spaces between
 -- Wakes
@@ -66,6 +66,7 @@ do
       if
         (not due or due_later)
         and (own or (due and due ~= FAR))
+        and ARGV[7] < '2'
         and string.byte(MODE) <= (own and string.byte(top) or 114)
         and (not waiting or (own and writing)) -- who writes waits for nothing
         and not string.find(list, '|' .. REQUEST .. ',', 1, true)
@@ -161,7 +162,7 @@ do
   end
 end
 
-local WAIT, TICKET, UPGRADE_OF, LABEL = ARGV[7] == '1', tonumber(ARGV[8] or 0), ARGV[9] or '', ARGV[10] or ''
+local WAIT, FIRST, TICKET, UPGRADE_OF, LABEL = ARGV[7] % 2 == 1, ARGV[7] > '1', tonumber(ARGV[8] or 0), ARGV[9] or '', ARGV[10] or ''
 LEASE = tonumber(LEASE)
 local M = machine(now_us, { OWNER }, false)
 
@@ -196,6 +197,9 @@ if UPGRADE_OF ~= '' and not M.upgradable_from(OWNER, UPGRADE_OF) then
 end
 
 local held = M.strongest(M.hold_of(OWNER))
+if FIRST and (held or M.waiting > 0 and #M.waiting_of(OWNER) > 0) then
+  return reply('refused')
+end
 local at_once
 if held and string.byte(MODE) <= string.byte(held) then
   at_once = true

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::backend::embedded::Embedded;
 use crate::backend::{Failure, Sink};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Backoff, Config};
 use crate::core::{Core, Handle, Home};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders};
@@ -122,6 +122,7 @@ impl Relatch {
         Ok(RwLock {
             client: self.client.clone(),
             name: Name::new(name)?,
+            first: false,
         })
     }
 
@@ -431,6 +432,13 @@ impl Builder {
         fence_retention
     }
 
+    /// For a server, or a proxy in between, that has no pub/sub: the client does not subscribe, and who waits asks with this back-off. Its place is on the server, and
+    /// nobody passes it; but it learns later that it holds, and of a revocation only with its next renewal. Never needed otherwise.
+    pub fn spin(mut self, backoff: Backoff) -> Self {
+        self.config.spin = Some(backoff);
+        self
+    }
+
     /// The clock of an embedded client: one that a test moves. A Redis server has a clock of its own.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = Some(clock);
@@ -470,7 +478,7 @@ impl Builder {
 
     fn join(self, server: &Embedded) -> Result<Relatch, Error> {
         self.config.check()?;
-        let id = ClientId::random();
+        let id = self.config.client();
         let core = Arc::new_cyclic(|core: &Weak<Core>| {
             let core = core.clone();
             let backend = server.join(id, self.config.tuning(), sink(move || core.upgrade()));
@@ -604,7 +612,7 @@ impl Builder {
         home: Home,
         backend: impl FnOnce(ClientId, Tuning, Sink) -> Result<Arc<B>, Error>,
     ) -> Result<(Arc<Handle>, Arc<B>), Error> {
-        let id = ClientId::random();
+        let id = self.config.client();
         // The sink needs the client, and the client the backend, which may refuse its address.
         let late: Arc<std::sync::OnceLock<Weak<Core>>> = Arc::default();
         let to = late.clone();

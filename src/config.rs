@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
+use crate::protocol::ClientId;
 use crate::state::Tuning;
 
 /// The shortest lease and claim.
@@ -48,6 +49,9 @@ pub struct Config {
     /// How often an idle link is tried. 5 s.
     #[serde(with = "humantime_serde")]
     pub idle_ping: Duration,
+    /// For a server, or a proxy in between, that has no pub/sub: who waits is not told, but asks, with this back-off. Its place is on
+    /// the server all the same, so nobody passes it. None: the client is told by a push, which is quicker and costs less.
+    pub spin: Option<Backoff>,
     /// How long the fence of an idle name stays on the server, at least. 1 h.
     #[serde(with = "humantime_serde")]
     pub fence_retention: Duration,
@@ -63,6 +67,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_secs(2),
             idle_ping: Duration::from_secs(5),
+            spin: None,
             fence_retention: Duration::from_secs(3600),
         }
     }
@@ -79,6 +84,7 @@ impl fmt::Debug for Config {
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
             .field("idle_ping", &self.idle_ping)
+            .field("spin", &self.spin)
             .field("fence_retention", &self.fence_retention)
             .finish()
     }
@@ -107,6 +113,9 @@ impl Config {
                 .into());
             }
         }
+        if let Some(spin) = self.spin {
+            spin.check()?;
+        }
         if self.fence_retention > MAX_LEASE {
             return Err(ErrorKind::Invalid(format!(
                 "a fence_retention of {:?} is too long; {MAX_LEASE:?} is the longest",
@@ -117,6 +126,14 @@ impl Config {
         Ok(())
     }
 
+    /// Who such a client is.
+    pub(crate) fn client(&self) -> ClientId {
+        match self.spin {
+            Some(_) => ClientId::quiet(),
+            None => ClientId::random(),
+        }
+    }
+
     pub(crate) fn tuning(&self) -> Tuning {
         Tuning {
             claim_ms: crate::protocol::millis(self.claim),
@@ -124,6 +141,71 @@ impl Config {
             mark_ms: 120_000,
             retention_ms: crate::protocol::millis(self.fence_retention),
         }
+    }
+}
+
+/// How often a waiter asks that is not told: first after [`first`](Self::first), then after twice as long each time, up to [`most`](Self::most); each time a
+/// random half of it earlier, so that those who wait do not ask all at once. At least three times per [`claim`](Config::claim), as it must show that
+/// it is there. The default begins with 5 ms and ends at 500 ms.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// use relatch::{Backoff, Relatch};
+/// use std::time::Duration;
+///
+/// let relatch = Relatch::builder()
+///     .url("embedded") // or a server whose proxy does not know SUBSCRIBE
+///     .spin(Backoff::new(Duration::from_millis(10), Duration::from_millis(200)))
+///     .connect()
+///     .await?;
+/// drop(relatch.rwlock("catalog")?.write().await?);
+/// # Ok::<(), relatch::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Backoff {
+    /// At least 1 ms.
+    #[serde(with = "humantime_serde")]
+    pub first: Duration,
+    /// At least as long as the first.
+    #[serde(with = "humantime_serde")]
+    pub most: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new(Duration::from_millis(5), Duration::from_millis(500))
+    }
+}
+
+impl Backoff {
+    /// From so long to so long.
+    pub const fn new(first: Duration, most: Duration) -> Self {
+        Self { first, most }
+    }
+
+    pub(crate) fn check(self) -> Result<(), Error> {
+        if self.first < Duration::from_millis(1) || self.most < self.first || self.most > MAX_LEASE {
+            return Err(ErrorKind::Invalid(format!(
+                "a back-off from {:?} to {:?} can't be: the first is 1 ms or longer, the most no shorter than that and {MAX_LEASE:?} at most",
+                self.first, self.most
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// How long to rest after so many questions.
+    pub(crate) fn rest(self, asked: u32) -> Duration {
+        let whole = self
+            .first
+            .saturating_mul(1_u32.checked_shl(asked).unwrap_or(u32::MAX))
+            .min(self.most);
+        // A random part of 1024.
+        #[allow(clippy::cast_possible_truncation, reason = "ten bits")]
+        let part = (crate::entropy::bits() & 1023) as u32;
+        whole - whole / 2 * part / 1024
     }
 }
 
@@ -141,4 +223,51 @@ pub(crate) fn check_lease(what: &str, lease: Duration) -> Result<(), Error> {
         .into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+    use super::*;
+
+    #[test]
+    fn a_backoff_doubles_up_to_its_most_less_a_random_half() {
+        let (first, most) = (Duration::from_millis(10), Duration::from_millis(300));
+        let backoff = Backoff::new(first, most);
+        for (asked, whole) in [
+            (0, 10),
+            (1, 20),
+            (4, 160),
+            (5, 300),
+            (31, 300),
+            (32, 300),
+            (u32::MAX, 300),
+        ] {
+            let whole = Duration::from_millis(whole);
+            let rests: Vec<_> = (0..200).map(|_| backoff.rest(asked)).collect();
+            assert!(
+                rests.iter().all(|rest| (whole / 2..=whole).contains(rest)),
+                "{asked}: {rests:?}"
+            );
+            assert!(
+                rests.iter().any(|rest| *rest != rests[0]),
+                "there is chance in it"
+            );
+        }
+    }
+
+    #[test]
+    fn a_backoff_that_cannot_be_is_an_error() {
+        let ms = Duration::from_millis;
+        for (first, most) in [(ms(0), ms(5)), (ms(10), ms(5)), (ms(10), Duration::MAX)] {
+            let config = Config {
+                spin: Some(Backoff::new(first, most)),
+                ..Config::default()
+            };
+            assert!(config.check().unwrap_err().is_invalid());
+        }
+        let config: Config = serde_json::from_str(r#"{ "spin": { "first": "2ms" } }"#).unwrap();
+        assert_eq!(config.spin.unwrap(), Backoff::new(ms(2), ms(500)));
+    }
 }

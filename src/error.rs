@@ -41,6 +41,10 @@ pub(crate) enum ErrorKind {
     },
     #[error("this owner reads {name:?} and asks for {mode}, which would wait for its own read to end; {}", remedy(*.mode))]
     Refused { name: String, mode: Mode },
+    #[error(
+        "this owner holds {name:?} already, or waits for it, and asks for {mode}: this lock does not re-enter; release what is held first, or leave `non_reentrant()` out"
+    )]
+    SelfLock { name: String, mode: Mode },
     #[error("the hold on {name:?} is lost: {cause}")]
     Lost { name: String, cause: LostCause },
     #[error(
@@ -65,9 +69,13 @@ impl Error {
         matches!(self.kind(), ErrorKind::Timeout { .. })
     }
 
-    /// The acquisition would have waited for its own owner: a hang, refused.
+    /// The acquisition would have waited for its own owner: a hang, refused. Or it would have re-entered where that is
+    /// [not to be](crate::RwLock::non_reentrant).
     pub fn is_refused(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Refused { .. })
+        matches!(
+            self.kind(),
+            ErrorKind::Refused { .. } | ErrorKind::SelfLock { .. }
+        )
     }
 
     /// The hold had ended before it was asked to do this. [`lost_cause`](Self::lost_cause) says how.

@@ -238,6 +238,8 @@ impl Hold {
             cap: self.held.cap,
             label: self.held.label.clone(),
             wait,
+            first: false,
+            spin: None,
             upgrade_of: Some(request),
         };
         // The one before it may still be under way to be undone.

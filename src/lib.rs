@@ -38,7 +38,7 @@ mod watchdog;
 pub use backend::embedded::Embedded;
 pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
-pub use config::Config;
+pub use config::{Backoff, Config};
 pub use error::{Blame, Error, Holder, LostCause};
 pub use fenced::{Gate, Stamp};
 pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};

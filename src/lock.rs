@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::Failure;
 use crate::clock::Moment;
-use crate::config::check_lease;
+use crate::config::{Backoff, check_lease};
 use crate::core::{Core, Handle};
 use crate::error::{Blame, Error, ErrorKind, Holder};
 use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
@@ -36,6 +36,8 @@ use crate::watchdog::{Granting, Held, Keep};
 pub struct RwLock {
     pub(crate) client: Arc<Handle>,
     pub(crate) name: Name,
+    /// Its acquisitions do not re-enter.
+    pub(crate) first: bool,
 }
 
 impl fmt::Debug for RwLock {
@@ -75,6 +77,28 @@ impl RwLock {
     /// waiting when its owner holds read only and is not the only reader: two that did this would wait for each other.
     pub fn write(&self) -> Acquire<WriteGuard> {
         Acquire::new(self, Mode::Write)
+    }
+
+    /// The same lock, for who wants self-locking refused: an acquisition through it, also a `try_*`, is an error ([`Error::is_refused`]) when its
+    /// owner holds the name already, in any mode and in any process, or waits for it. Acquisitions through others go on re-entering.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use relatch::{Owner, Relatch};
+    ///
+    /// let relatch = Relatch::embedded();
+    /// let lock = relatch.rwlock("ledger")?.non_reentrant();
+    /// let owner = Owner::new();
+    /// let held = lock.write().owner(&owner).await?;
+    /// let error = lock.read().owner(&owner).await.unwrap_err();
+    /// assert!(error.is_refused());
+    /// held.release().await?;
+    /// assert!(lock.read().owner(&owner).await.is_ok());
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub fn non_reentrant(mut self) -> Self {
+        self.first = true;
+        self
     }
 
     /// What puts another key into the slot of this lock in a Redis Cluster, for scripts that use both ([`FencedScript`](crate::FencedScript)): `{stock}` for the name
@@ -147,7 +171,7 @@ pub struct Acquire<G> {
 ///
 /// # Errors
 ///
-/// As [`Acquire`], but never a timeout and never a refusal: both are `None`. [`is_unreachable`](Error::is_unreachable) when the
+/// As [`Acquire`], but never a timeout and, unless it is [non-reentrant](RwLock::non_reentrant), never a refusal: both are `None`. [`is_unreachable`](Error::is_unreachable) when the
 /// server does not answer within twice the [`Config::response_timeout`](crate::Config::response_timeout).
 ///
 /// # Cancel safety
@@ -175,6 +199,10 @@ pub(crate) struct Spec {
     pub(crate) cap: Moment,
     pub(crate) label: String,
     pub(crate) wait: bool,
+    /// Refused if its owner holds already, or waits.
+    pub(crate) first: bool,
+    /// Ask with this back-off besides.
+    pub(crate) spin: Option<Backoff>,
     /// The granted upgradable hold that becomes this one.
     pub(crate) upgrade_of: Option<RequestId>,
 }
@@ -213,6 +241,13 @@ impl<G> Acquire<G> {
     /// Renews for so long at most: a cap on the whole hold. At its end the hold is lost and given back. At least 10 ms.
     pub fn max_hold(mut self, max_hold: Duration) -> Self {
         self.spec.max_hold = Some(max_hold);
+        self
+    }
+
+    /// While it waits it asks with this back-off, besides being told: for a push that may not come through. A whole client without
+    /// pub/sub is made with [`Builder::spin`](crate::Builder::spin).
+    pub fn spin(mut self, backoff: Backoff) -> Self {
+        self.spec.spin = Some(backoff);
         self
     }
 
@@ -290,6 +325,8 @@ impl Spec {
             cap: Moment::FAR,
             label: String::new(),
             wait: true,
+            first: lock.first,
+            spin: None,
             upgrade_of: None,
         }
     }
@@ -305,6 +342,9 @@ impl Spec {
         }
         if let Some(max_hold) = self.max_hold {
             check_lease("max_hold", max_hold)?;
+        }
+        if let Some(spin) = self.spin {
+            spin.check()?;
         }
         if self.label.len() > MAX_LABEL {
             return Err(ErrorKind::Invalid(format!(
@@ -472,6 +512,7 @@ async fn attempt(
         upgrade_of: spec.upgrade_of,
         asked: core.clock.now(),
         patient: spec.timeout.is_some(),
+        spin: spec.spin.or(core.config.spin),
     };
     let mut pending = Pending {
         core,
@@ -488,6 +529,7 @@ async fn attempt(
             mode: spec.mode,
             // A timeout of nothing is answered at once; being put in line only to leave it again would disturb the line.
             wait: spec.wait && spec.timeout != Some(Duration::ZERO),
+            first: spec.first,
             lease_ms: millis(keep.lease),
             ticket: 0,
             upgrade_of: spec.upgrade_of,
@@ -563,6 +605,14 @@ async fn attempt(
                 }
                 pending.answered(resent);
                 return Ok(Attempt::Busy);
+            }
+            Acquired::Refused if spec.first => {
+                pending.answered(resent);
+                return Err(ErrorKind::SelfLock {
+                    name: spec.name.as_str().into(),
+                    mode: spec.mode,
+                }
+                .into());
             }
             Acquired::Refused => {
                 pending.answered(resent);

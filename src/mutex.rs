@@ -44,6 +44,13 @@ impl Mutex {
         self.inner.name()
     }
 
+    /// The same mutex, for who wants self-locking refused: see [`RwLock::non_reentrant`].
+    pub fn non_reentrant(self) -> Self {
+        Self {
+            inner: self.inner.non_reentrant(),
+        }
+    }
+
     /// Acquires it: waits for everybody else to leave. Re-enters at once when its owner holds it.
     pub fn lock(&self) -> Acquire<MutexGuard> {
         Acquire::new(&self.inner, Mode::Write)

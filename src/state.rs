@@ -585,7 +585,7 @@ impl LockState {
         let mut unheard = false;
         let mut undone = Vec::new();
         for (client, undos) in clients {
-            if (cx.heard)(client) {
+            if client.is_quiet() || (cx.heard)(client) {
                 for undo in undos {
                     if let Some(granted) = self.granted(undo.owner, undo.request) {
                         let grant = self.grant_of(undo.owner, granted);
@@ -640,6 +640,9 @@ impl LockState {
             });
         }
         let held = self.holds.get(&op.owner).and_then(strongest);
+        if op.first && (held.is_some() || self.waiting_of.contains_key(&op.owner)) {
+            return Acquired::Refused;
+        }
         let at_once = held.is_some_and(|held| reenters(held, op.mode))
             || match op.mode {
                 Mode::Read => {

@@ -136,6 +136,7 @@ impl Striped {
         RwLock {
             client: self.client.clone(),
             name: Name::known(stripe_name(&self.name, stripe, self.stripes)),
+            first: false,
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::backend::{Failure, Heard};
 use crate::clock::Moment;
+use crate::config::Backoff;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{
@@ -44,6 +45,8 @@ pub(crate) struct Wanted {
     pub(crate) asked: Moment,
     /// It has a timeout of its own, and waits for that.
     pub(crate) patient: bool,
+    /// It is polled with this back-off.
+    pub(crate) spin: Option<Backoff>,
 }
 
 #[derive(Default)]
@@ -69,6 +72,8 @@ struct Slot {
     poll_at: Moment,
     /// Polls since the last answer, and when the first of them was made.
     unanswered: u32,
+    /// Answers that said that it is in line.
+    answered: u32,
     asking_since: Moment,
     /// Which of the slots of this request it is: a late answer to a poll of an earlier one says nothing of it.
     round: u64,
@@ -119,6 +124,7 @@ impl Waiters {
             tell,
             poll_at: Moment::FAR,
             unanswered: 0,
+            answered: 0,
             asking_since: Moment::FAR,
             round: line.rounds,
         };
@@ -155,7 +161,13 @@ impl Waiters {
         }
         let mut line = self.line.lock();
         match line.slots.get_mut(&request) {
-            Some(slot) if round.is_none_or(|round| round == slot.round) => slot.unanswered = 0,
+            Some(slot) if round.is_none_or(|round| round == slot.round) => {
+                slot.unanswered = 0;
+                if let Some(spin) = slot.wanted.spin {
+                    poll_at = poll_at.min(now.plus(spin.rest(slot.answered)));
+                }
+                slot.answered = slot.answered.saturating_add(1);
+            }
             _ => return,
         }
         line.schedule(request, poll_at);

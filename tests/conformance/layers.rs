@@ -43,6 +43,55 @@ mod claims {
         assert!(a.mutex("").unwrap_err().is_invalid());
     }
 
+    pub async fn a_lock_that_is_not_to_be_reentered_refuses_its_own_owner(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let once = lock(&a).non_reentrant();
+        let owner = Owner::new();
+        let there = lock(&b).non_reentrant();
+        let held = once.read().owner(&owner).await.unwrap();
+        for error in [
+            soon(once.read().owner(&owner)).await.map(drop).unwrap_err(),
+            soon(once.write().owner(&owner)).await.map(drop).unwrap_err(),
+            soon(there.try_upgradable_read().owner(&owner))
+                .await
+                .map(drop)
+                .unwrap_err(),
+        ] {
+            assert!(
+                error.is_refused() && error.to_string().contains("non_reentrant"),
+                "{error}"
+            );
+        }
+        // Others share, and who may re-enter does.
+        assert!(there.try_read().await.unwrap().is_some());
+        let inner = soon(lock(&b).read().owner(&owner)).await.unwrap();
+        drop(held);
+        assert!(
+            soon(once.read().owner(&owner)).await.unwrap_err().is_refused(),
+            "one is left"
+        );
+        inner.release().await.unwrap();
+        let write = soon(once.write().owner(&owner)).await.unwrap();
+        // In line it is the same: of two that wait for it, the second is refused.
+        let other = Owner::new();
+        let waiting = tokio::spawn(there.write().owner(&other).into_future());
+        waiters(&a, 1).await;
+        assert!(soon(once.read().owner(&other)).await.unwrap_err().is_refused());
+        write.release().await.unwrap();
+        let write = soon(waiting).await.unwrap().unwrap();
+        let mutex = a.mutex("it").unwrap().non_reentrant();
+        assert!(
+            soon(mutex.try_lock().owner(&other))
+                .await
+                .unwrap_err()
+                .is_refused()
+        );
+        assert!(mutex.try_lock().await.unwrap().is_none(), "another owner");
+        drop(write);
+        let upgradable = soon(once.upgradable_read()).await.unwrap();
+        drop(soon(upgradable.upgrade()).await.unwrap());
+    }
+
     // -- several names ---------------------------------------------------------------------------------------------------
 
     pub async fn several_names_are_held_at_once_each_in_its_mode(world: &World) {
@@ -348,6 +397,7 @@ mod claims {
 
 on_every_backend! { "layers.rs":
     a_mutex_is_the_write_mode_of_its_name
+    a_lock_that_is_not_to_be_reentered_refuses_its_own_owner
     several_names_are_held_at_once_each_in_its_mode
     a_name_given_twice_is_held_once_in_the_strongest_mode
     no_name_at_all_is_held_at_once

@@ -236,6 +236,7 @@ fn call(u: &mut Unstructured<'_>) -> Result<Call> {
             owner,
             mode: mode(u)?,
             wait: u.arbitrary()?,
+            first: u.arbitrary()?,
             lease_ms: u.arbitrary()?,
             ticket: u.arbitrary()?,
             upgrade_of: None,

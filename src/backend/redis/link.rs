@@ -280,7 +280,12 @@ impl Linker {
         let pulse = async {
             loop {
                 sleep(self.options.idle_ping).await;
-                let both = tokio::try_join!(self.ping(&live.connection), self.ping(&subscriber));
+                let both = tokio::try_join!(self.ping(&live.connection), async {
+                    match &subscriber {
+                        Some(subscriber) => self.ping(subscriber).await,
+                        None => Ok(()),
+                    }
+                });
                 if let Err(error) = both {
                     return error;
                 }
@@ -382,24 +387,11 @@ impl Linker {
         let mode = self.check(connection.clone()).await?;
         self.load_scripts(connection.clone()).await?;
 
-        let confirmed = Arc::new(AtomicBool::new(false));
-        let subscribed = confirmed.clone();
-        let mut subscriber = self
-            .connect(
-                &mut drivers,
-                accepted,
-                move |linker, push| linker.on_push(push, Some(&subscribed)),
-                &report,
-            )
-            .await?;
-        let channel = scripts::channel(self.client);
-        subscriber
-            .subscribe(channel.as_str())
-            .await
-            .map_err(|error| self.handshake_failed(&error))?;
-        if !confirmed.load(Ordering::Acquire) {
-            return Err(self.strange("it did not confirm a subscription"));
-        }
+        let subscriber = if self.options.pushes {
+            Some(self.subscribe(&mut drivers, accepted, &report).await?)
+        } else {
+            None
+        };
 
         Ok(Link {
             live: Arc::new(Live {
@@ -413,6 +405,34 @@ impl Linker {
             drivers,
             faults,
         })
+    }
+
+    /// The connection that pushes come on.
+    async fn subscribe(
+        self: &Arc<Self>,
+        drivers: &mut JoinSet<()>,
+        accepted: &AtomicBool,
+        report: &mpsc::Sender<Error>,
+    ) -> Result<MultiplexedConnection, Error> {
+        let confirmed = Arc::new(AtomicBool::new(false));
+        let subscribed = confirmed.clone();
+        let mut subscriber = self
+            .connect(
+                drivers,
+                accepted,
+                move |linker, push| linker.on_push(push, Some(&subscribed)),
+                report,
+            )
+            .await?;
+        let channel = scripts::channel(self.client);
+        subscriber
+            .subscribe(channel.as_str())
+            .await
+            .map_err(|error| self.handshake_failed(&error))?;
+        if !confirmed.load(Ordering::Acquire) {
+            return Err(self.strange("it did not confirm a subscription"));
+        }
+        Ok(subscriber)
     }
 
     /// One connection, logged in.
@@ -629,7 +649,8 @@ impl Linker {
 /// A link that is whole, not published yet.
 struct Link {
     live: Arc<Live>,
-    subscriber: MultiplexedConnection,
+    /// None where there are no pushes.
+    subscriber: Option<MultiplexedConnection>,
     drivers: JoinSet<()>,
     faults: mpsc::Receiver<Error>,
 }

@@ -22,6 +22,8 @@ pub(crate) struct RedisOptions {
     pub(crate) response_timeout: Duration,
     /// How often a linked server is asked whether it is still there.
     pub(crate) idle_ping: Duration,
+    /// Whether to listen for pushes.
+    pub(crate) pushes: bool,
 }
 
 impl RedisOptions {
@@ -32,6 +34,7 @@ impl RedisOptions {
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_secs(2),
             idle_ping: Duration::from_secs(5),
+            pushes: true,
         }
     }
 
@@ -41,6 +44,7 @@ impl RedisOptions {
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             idle_ping: config.idle_ping,
+            pushes: config.spin.is_none(),
         }
     }
 

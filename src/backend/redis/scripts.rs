@@ -164,7 +164,7 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
                 op.owner.wire().into_bytes(),
                 op.mode.as_str().as_bytes()[..1].to_vec(),
                 text(op.lease_ms),
-                flag(op.wait),
+                text(u8::from(op.wait) + 2 * u8::from(op.first)),
             ]);
             if op.ticket > 0 || op.upgrade_of.is_some() || !op.label.is_empty() {
                 args.extend([

@@ -221,6 +221,7 @@ mod tests {
             owner,
             mode: Mode::Write,
             wait: true,
+            first: false,
             lease_ms: 1000,
             ticket: 0,
             upgrade_of: None,

@@ -490,6 +490,7 @@ async fn a_grant_reaches_the_sink_of_the_client_that_waits() {
             owner,
             mode: Mode::Write,
             wait: true,
+            first: false,
             lease_ms: 30_000,
             ticket: 0,
             upgrade_of: None,

@@ -424,6 +424,7 @@ impl World {
             owner: p.owner,
             mode: p.asked,
             wait: p.wait,
+            first: false,
             lease_ms: LEASE_MS,
             ticket,
             upgrade_of: p.upgrade_of,
