@@ -200,29 +200,7 @@ local held = M.strongest(M.hold_of(OWNER))
 if FIRST and (held or M.waiting > 0 and #M.waiting_of(OWNER) > 0) then
   return reply('refused')
 end
-local at_once
-if held and string.byte(MODE) <= string.byte(held) then
-  at_once = true
-elseif MODE == 'r' then
-  at_once = M.top_mode ~= 'w' and not M.live_writer() and not M.waits_for_more(OWNER)
-elseif MODE == 'u' then
-  at_once = not M.top_owner
-  if at_once and not held then
-    -- Does this waiter stand behind the place that the request comes back to?
-    local function is_behind(w)
-      return w.band ~= -1 and TICKET > 0 and TICKET < w.ticket
-    end
-    local writer = M.live_writer()
-    at_once = not writer or is_behind(writer)
-    if at_once then
-      local upgradable = M.live_head(1)
-      at_once = not upgradable or is_behind(upgradable)
-    end
-  end
-else
-  at_once = M.alone(OWNER)
-end
-if at_once then
+if M.admits(OWNER, MODE, TICKET) then
   local batch = {}
   local since
   if MODE == 'r' and OWNER == REQUEST and LABEL == '' and not held then

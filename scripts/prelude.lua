@@ -366,6 +366,30 @@ local function machine(now_us, owners, gives, from)
       return g and not g.revoked
     end
 
+    -- May this owner hold in this mode at once? `ticket`: the place that its request comes back to; 0 for none.
+    function M.admits(owner, mode, ticket)
+      local held = M.strongest(M.hold_of(owner))
+      if held and byte(mode) <= byte(held) then
+        return true
+      elseif mode == 'r' then
+        return M.top_mode ~= 'w' and not M.live_writer() and not M.waits_for_more(owner)
+      elseif mode == 'w' then
+        return M.alone(owner)
+      elseif M.top_owner or held then
+        return not M.top_owner
+      end
+      -- Does this waiter stand behind that place?
+      local function is_behind(w)
+        return w.band ~= -1 and ticket > 0 and ticket < w.ticket
+      end
+      local writer = M.live_writer()
+      if writer and not is_behind(writer) then
+        return false
+      end
+      local upgradable = M.live_head(1)
+      return not upgradable or is_behind(upgradable)
+    end
+
     -- What a granted request has: fence, deadline_ms, depth.
     function M.grant_of(owner, g)
       return M.fence, g.deadline, M.hold_of(owner)[g.mode]
@@ -384,8 +408,8 @@ local function machine(now_us, owners, gives, from)
       marked[request] = false
     end
 
-    -- Why this server knows of no such grant.
-    function M.ending(request, fence)
+    -- How a request has ended, where that is known.
+    function M.mark_of(request)
       local score = marked[request]
       if score == nil and M.marks > now then
         typed[MARKS] = true
@@ -395,7 +419,11 @@ local function machine(now_us, owners, gives, from)
         local kind = (score - floor(score)) * 4
         return kind == 0 and 'lapsed' or kind == 1 and 'revoked' or kind == 2 and 'withdrawn' or 'replaced'
       end
-      return M.fence < fence and 'forgotten' or 'unknown'
+    end
+
+    -- Why this server knows of no such grant.
+    function M.ending(request, fence)
+      return M.mark_of(request) or (M.fence < fence and 'forgotten' or 'unknown')
     end
 
     -- Writing ----------------------------------------------------------------------------------------------------

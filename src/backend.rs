@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::clock::Moment;
 use crate::error::Error;
-use crate::protocol::{Answer, Call, ClientId, ClientInfo, Name, Push};
+use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Name, Push};
 
 pub(crate) mod embedded;
 #[cfg(feature = "redis")]
@@ -34,6 +34,17 @@ pub(crate) enum Failure {
     Unknown(Error),
 }
 
+/// What became of several acquisitions in one step.
+#[derive(Clone, Debug)]
+pub(crate) enum Together {
+    /// All are granted; for each, in order, what an acquisition of its own would have heard.
+    Granted(Vec<Heard>),
+    /// One could not be had; none was taken.
+    Busy,
+    /// They can't be taken in one step: that was not tried.
+    Apart,
+}
+
 /// Where pushes go. Called from wherever they arrive; must not block.
 pub(crate) type Sink = Box<dyn Fn(Push) + Send + Sync>;
 
@@ -45,6 +56,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn together(&self, name: &Name) -> u64 {
         let _ = name;
         0
+    }
+
+    /// Acquires several names in one step, all or none, without waiting. Once, as a [`call`](Self::call).
+    fn acquire_all<'a>(&'a self, parts: &'a [(Name, Acquire)]) -> Later<'a, Result<Together, Failure>> {
+        let _ = parts;
+        Box::pin(std::future::ready(Ok(Together::Apart)))
     }
 
     /// Makes the call here and now, if this backend can: what is dropped is then given back at once.

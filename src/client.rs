@@ -16,9 +16,7 @@ use crate::lock::{RwLock, holders};
 use crate::multi::{Multi, Parts, TryMulti};
 use crate::mutex::Mutex;
 use crate::owner::Owner;
-use crate::protocol::{
-    Answer, Call, ClientId, ClientInfo, Mode, Name, Operation, Push, Reply, Revoke, Revoking,
-};
+use crate::protocol::{Answer, Call, ClientInfo, Mode, Name, Operation, Push, Reply, Revoke, Revoking};
 #[cfg(feature = "redis")]
 use crate::state::Tuning;
 use crate::striped::Striped;
@@ -147,6 +145,9 @@ impl Relatch {
     }
 
     /// Several names at once, all or none, of locks of this client: await the result, or first say more. See [`Multi`].
+    ///
+    /// One step takes them where nobody is in the way and one server and slot has them all: always on an embedded client and on a server that is no cluster; in
+    /// a cluster those whose names begin with the same tag in braces, such as `{order:17}items` and `{order:17}address`.
     pub fn multi(&self, parts: impl Parts) -> Multi {
         Multi::new(self.client.clone(), parts.into_parts())
     }
@@ -610,7 +611,7 @@ impl Builder {
         self,
         clock: Clock,
         home: Home,
-        backend: impl FnOnce(ClientId, Tuning, Sink) -> Result<Arc<B>, Error>,
+        backend: impl FnOnce(crate::protocol::ClientId, Tuning, Sink) -> Result<Arc<B>, Error>,
     ) -> Result<(Arc<Handle>, Arc<B>), Error> {
         let id = self.config.client();
         // The sink needs the client, and the client the backend, which may refuse its address.

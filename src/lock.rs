@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::backend::Failure;
+use crate::backend::{Failure, Together};
 use crate::clock::Moment;
 use crate::config::{Backoff, check_lease};
 use crate::core::{Core, Handle};
@@ -102,7 +102,8 @@ impl RwLock {
     }
 
     /// What puts another key into the slot of this lock in a Redis Cluster, for scripts that use both ([`FencedScript`](crate::FencedScript)): `{stock}` for the name
-    /// `stock`. In it `%`, `{` and `}` of the name are written as `%25`, `%7B` and `%7D`.
+    /// `stock`. In it `%`, `{` and `}` of the name are written as `%25`, `%7B` and `%7D`. A name that begins with something in braces, such as `{order:17}items`, has that as its tag: so several
+    /// names share a slot, and one script takes [several at once](crate::Relatch::multi).
     #[cfg(feature = "redis")]
     pub fn hash_tag(&self) -> String {
         crate::backend::redis::hash_tag(&self.name)
@@ -356,6 +357,33 @@ impl Spec {
         Ok(())
     }
 
+    fn wanted(&self, core: &Core, member: Member, keep: Keep) -> Wanted {
+        Wanted {
+            name: self.name.clone(),
+            member,
+            keep,
+            label: self.label.clone(),
+            upgrade_of: self.upgrade_of,
+            asked: core.clock.now(),
+            patient: self.timeout.is_some(),
+            spin: self.spin.or(core.config.spin),
+        }
+    }
+
+    fn call(&self, member: Member, keep: Keep, wait: bool) -> AcquireCall {
+        AcquireCall {
+            request: member.request,
+            owner: member.owner,
+            mode: self.mode,
+            wait,
+            first: self.first,
+            lease_ms: millis(keep.lease),
+            ticket: 0,
+            upgrade_of: self.upgrade_of,
+            label: self.label.clone(),
+        }
+    }
+
     fn keep(&self, core: &Core) -> Keep {
         let lease = self.lease.unwrap_or(core.config.lease);
         let left = self.cap.since(core.clock.now()).max(Duration::from_millis(1));
@@ -451,16 +479,9 @@ pub(crate) async fn acquire(
     let core: &Core = client;
     let begun = core.clock.now();
     let deadline = spec.timeout.map_or(Moment::FAR, |timeout| begun.plus(timeout));
-    // What this owner has dropped is given back first: it would count as held, and a writer be refused for its own read. An owner that is
-    // made for this request has dropped nothing.
+    // An owner that is made for this request has dropped nothing.
     if let (Some(owner), None) = (&owner, spec.upgrade_of) {
-        let patience = begun.plus(core.config.response_timeout);
-        tokio::select! {
-            biased;
-            () = core.reaper.returned(&spec.name, owner.id()) => {}
-            // The attempt finds out whether the server answers.
-            () = core.clock.sleep_until(patience.min(deadline)) => {}
-        }
+        returned(core, &spec.name, owner, deadline).await;
     }
     loop {
         match attempt(core, spec, &mut owner, begun, deadline).await? {
@@ -479,6 +500,128 @@ pub(crate) async fn acquire(
             }
         }
     }
+}
+
+/// What an owner has dropped is given back before it asks again: it would count as held, and a writer be refused for its own read.
+async fn returned(core: &Core, name: &Name, owner: &Owner, deadline: Moment) {
+    let patience = core.clock.now().plus(core.config.response_timeout);
+    tokio::select! {
+        biased;
+        () = core.reaper.returned(name, owner.id()) => {}
+        // The attempt finds out whether the server answers.
+        () = core.clock.sleep_until(patience.min(deadline)) => {}
+    }
+}
+
+/// What became of several acquisitions at once.
+pub(crate) enum AtOnce {
+    Granted(Vec<Hold>),
+    /// One of them could not be had; none was taken.
+    Busy,
+    /// They can't be taken in one step.
+    Apart,
+}
+
+/// Acquires all of these in one step, or none, without waiting for anybody. `deadline`: of whoever would wait then.
+pub(crate) async fn acquire_at_once(
+    client: &Arc<Handle>,
+    specs: &[Spec],
+    owner: &Owner,
+    deadline: Option<Moment>,
+) -> Result<AtOnce, Error> {
+    let core: &Core = client;
+    if core.is_ending() {
+        return Err(ErrorKind::Closed.into());
+    }
+    let now = core.clock.now();
+    let patience = match deadline {
+        Some(deadline) if deadline > now => deadline,
+        None if specs.iter().all(|spec| spec.wait) => now.plus(core.config.patience),
+        // One question and its answer; a link that is found dead is replaced meanwhile.
+        _ => now.plus(core.config.response_timeout.saturating_mul(2)),
+    };
+    for spec in specs {
+        returned(core, &spec.name, owner, patience).await;
+    }
+    let mut pendings = Vec::with_capacity(specs.len());
+    let mut parts = Vec::with_capacity(specs.len());
+    for spec in specs {
+        spec.check()?;
+        let keep = spec.keep(core);
+        let member = Member {
+            request: core.next_request(),
+            owner: owner.id(),
+        };
+        // Whoever ends the client meanwhile finds it there.
+        let told = core.waiters.expect(spec.wanted(core, member, keep))?;
+        pendings.push((
+            Pending {
+                core,
+                spec,
+                member,
+                lease: keep.lease,
+                armed: true,
+            },
+            keep,
+            told,
+        ));
+        parts.push((spec.name.clone(), spec.call(member, keep, false)));
+    }
+    let mut resent = false;
+    let heard = loop {
+        let outcome = tokio::select! {
+            biased;
+            outcome = core.backend.acquire_all(&parts) => outcome,
+            () = core.clock.sleep_until(patience) => {
+                let name = specs.first().map_or(&parts[0].0, |spec| &spec.name);
+                return Err(core.unreachable(name));
+            }
+        };
+        match outcome {
+            Ok(Together::Granted(heard)) => break heard,
+            Ok(nothing) => {
+                // If it was sent twice, the first may have been granted, and one of them have ended since: then they are withdrawn.
+                for (pending, ..) in &mut pendings {
+                    pending.answered(resent);
+                }
+                return Ok(match nothing {
+                    Together::Apart => AtOnce::Apart,
+                    _ => AtOnce::Busy,
+                });
+            }
+            // A server that says no in the middle may have begun: they are withdrawn.
+            Err(Failure::No(error)) => return Err(error),
+            Err(Failure::Unknown(_)) => {
+                resent = true;
+                core.pause().await;
+            }
+        }
+    };
+    let mut holds = Vec::with_capacity(specs.len());
+    for ((mut pending, keep, _told), heard) in pendings.into_iter().zip(heard) {
+        core.hear(&heard);
+        let Reply::Acquire(Acquired::Granted(grant)) = heard.answer.reply else {
+            return Err(ErrorKind::Server("the server answered something else than was asked".into()).into());
+        };
+        let granting = Granting {
+            name: pending.spec.name.clone(),
+            member: pending.member,
+            fence: grant.fence,
+            depth: grant.depth,
+            keep,
+            label: pending.spec.label.clone(),
+            upgrade_of: None,
+            resent,
+            until: core.deadline(&heard, grant.deadline_ms),
+            claimed: false,
+        };
+        let Some(held) = core.waiters.keep(core, granting) else {
+            return Err(ErrorKind::Closed.into());
+        };
+        pending.settled();
+        holds.push(Hold::new(client.clone(), held));
+    }
+    Ok(AtOnce::Granted(holds))
 }
 
 enum Attempt {
@@ -504,16 +647,7 @@ async fn attempt(
         request,
         owner: owner.id(),
     };
-    let wanted = Wanted {
-        name: spec.name.clone(),
-        member,
-        keep,
-        label: spec.label.clone(),
-        upgrade_of: spec.upgrade_of,
-        asked: core.clock.now(),
-        patient: spec.timeout.is_some(),
-        spin: spec.spin.or(core.config.spin),
-    };
+    let wanted = spec.wanted(core, member, keep);
     let mut pending = Pending {
         core,
         spec,
@@ -523,18 +657,12 @@ async fn attempt(
     };
     let mut call = Call {
         name: spec.name.clone(),
-        operation: Operation::Acquire(AcquireCall {
-            request: member.request,
-            owner: member.owner,
-            mode: spec.mode,
-            // A timeout of nothing is answered at once; being put in line only to leave it again would disturb the line.
-            wait: spec.wait && spec.timeout != Some(Duration::ZERO),
-            first: spec.first,
-            lease_ms: millis(keep.lease),
-            ticket: 0,
-            upgrade_of: spec.upgrade_of,
-            label: spec.label.clone(),
-        }),
+        // A timeout of nothing is answered at once; being put in line only to leave it again would disturb the line.
+        operation: Operation::Acquire(spec.call(
+            member,
+            keep,
+            spec.wait && spec.timeout != Some(Duration::ZERO),
+        )),
     };
     let mut resent = false;
     loop {

@@ -1,6 +1,6 @@
 //! Several names at once: all or none.
 //!
-//! The names are taken one after the other, in the order of their bytes, whatever order the caller gives, each once, in the strongest mode that is asked for. So
+//! Where one server and one slot has all of them they are taken in one step, if nobody is in the way. Otherwise the names are taken one after the other, in the order of their bytes, whatever order the caller gives, each once, in the strongest mode that is asked for. So
 //! among those who take theirs like this nobody waits for somebody who waits for him: whoever holds the greatest name that anybody
 //! waits for does not wait for a name that another holds. What is given up on the way gives everything back.
 
@@ -17,7 +17,7 @@ use crate::clock::Moment;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::guard::Hold;
-use crate::lock::{Acquire, Acquiring, RwLock, Spec, acquire};
+use crate::lock::{Acquire, Acquiring, AtOnce, RwLock, Spec, acquire, acquire_at_once};
 use crate::owner::Owner;
 use crate::protocol::Mode;
 
@@ -207,6 +207,28 @@ impl Multi {
     }
 }
 
+impl TryMulti {
+    /// See [`Multi::owner`].
+    pub fn owner(self, owner: &Owner) -> Self {
+        Self(self.0.owner(owner))
+    }
+
+    /// See [`Multi::lease`].
+    pub fn lease(self, lease: Duration) -> Self {
+        Self(self.0.lease(lease))
+    }
+
+    /// See [`Multi::max_hold`].
+    pub fn max_hold(self, max_hold: Duration) -> Self {
+        Self(self.0.max_hold(max_hold))
+    }
+
+    /// See [`Multi::label`].
+    pub fn label(self, label: impl Into<String>) -> Self {
+        Self(self.0.label(label))
+    }
+}
+
 /// Each name once, in the strongest mode that is asked for, in the order of the names.
 fn in_order(client: &Arc<Handle>, parts: Vec<Part>) -> Result<Vec<Spec>, Error> {
     let invalid = |why: &str, spec: &Spec| -> Error {
@@ -288,6 +310,31 @@ async fn acquire_all(
 ) -> Result<Option<Vec<Hold>>, Error> {
     let core: &Core = client;
     let deadline = timeout.map(|timeout| core.clock.now().plus(timeout));
+    // Nobody is in the way, as a rule: then one step takes all of them.
+    if specs.len() > 1 {
+        match acquire_at_once(client, &specs, owner, deadline).await? {
+            AtOnce::Granted(holds) => return Ok(Some(holds)),
+            AtOnce::Busy if specs.iter().all(|spec| !spec.wait) => {
+                return match specs.iter().find(|spec| spec.first) {
+                    // One by one tells who was refused.
+                    Some(_) => one_by_one(client, specs, owner, deadline).await,
+                    None => Ok(None),
+                };
+            }
+            _ => {}
+        }
+    }
+    one_by_one(client, specs, owner, deadline).await
+}
+
+/// In the order of their names, each waited for while those before it are held.
+async fn one_by_one(
+    client: &Arc<Handle>,
+    specs: Vec<Spec>,
+    owner: &Owner,
+    deadline: Option<Moment>,
+) -> Result<Option<Vec<Hold>>, Error> {
+    let core: &Core = client;
     let mut holds: Vec<Hold> = Vec::with_capacity(specs.len());
     for mut spec in specs {
         spec.timeout = deadline.map(|deadline: Moment| deadline.since(core.clock.now()));

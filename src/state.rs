@@ -640,27 +640,10 @@ impl LockState {
             });
         }
         let held = self.holds.get(&op.owner).and_then(strongest);
-        if op.first && (held.is_some() || self.waiting_of.contains_key(&op.owner)) {
+        if self.is_second(op) {
             return Acquired::Refused;
         }
-        let at_once = held.is_some_and(|held| reenters(held, op.mode))
-            || match op.mode {
-                Mode::Read => {
-                    self.top.is_none_or(|top| top.mode != Mode::Write)
-                        && self.live_writer(cx).is_none()
-                        && !self.waits_for_more(op.owner, cx)
-                }
-                Mode::Upgradable => {
-                    self.top.is_none()
-                        && (held.is_some()
-                            || (self.live_writer(cx).is_none_or(|w| self.is_behind(w, op))
-                                && self
-                                    .live_head(Band::Upgradable, cx)
-                                    .is_none_or(|u| self.is_behind(u, op))))
-                }
-                Mode::Write => self.alone(op.owner),
-            };
-        if at_once {
+        if self.admits(op, cx) {
             let entered = self.enter(
                 Entering {
                     request: op.request,
@@ -700,6 +683,46 @@ impl LockState {
             ticket,
             wake_ms: self.wake_ms(op.request),
         }
+    }
+
+    /// It is not to re-enter, and its owner holds already, or waits.
+    fn is_second(&self, op: &Acquire) -> bool {
+        op.first && (self.holds.contains_key(&op.owner) || self.waiting_of.contains_key(&op.owner))
+    }
+
+    /// May this owner hold in this mode at once?
+    fn admits(&mut self, op: &Acquire, cx: &Context<'_>) -> bool {
+        let held = self.holds.get(&op.owner).and_then(strongest);
+        held.is_some_and(|held| reenters(held, op.mode))
+            || match op.mode {
+                Mode::Read => {
+                    self.top.is_none_or(|top| top.mode != Mode::Write)
+                        && self.live_writer(cx).is_none()
+                        && !self.waits_for_more(op.owner, cx)
+                }
+                Mode::Upgradable => {
+                    self.top.is_none()
+                        && (held.is_some()
+                            || (self.live_writer(cx).is_none_or(|w| self.is_behind(w, op))
+                                && self
+                                    .live_head(Band::Upgradable, cx)
+                                    .is_none_or(|u| self.is_behind(u, op))))
+                }
+                Mode::Write => self.alone(op.owner),
+            }
+    }
+
+    /// The first half of taking several names at once, all or none: would this one be granted? Everything but that is as in a step of its own. The second half
+    /// is an acquisition of each.
+    pub(crate) fn would_grant(&mut self, op: &Acquire, cx: &Context<'_>) -> (bool, Vec<(ClientId, Push)>) {
+        let mut pushes = Pushes::default();
+        let freed = self.lapse(cx);
+        self.advance(freed, cx, &mut pushes);
+        let yes = self.granted(op.owner, op.request).is_some()
+            || (self.ending(op.request, 0, cx) == Ending::Unknown
+                && !self.is_second(op)
+                && self.admits(op, cx));
+        (yes, pushes.into_messages(cx.now_us))
     }
 
     /// Since when a request holds that enters at once. One that its owner was made for, and that only reads, tells it by itself: all that need be

@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, Failure, Heard, Later, Sink};
-use crate::clock::Clock;
+use crate::backend::{Backend, Failure, Heard, Later, Sink, Together};
+use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Answer, Call, ClientId, ClientInfo, Ids, Name, Push};
+use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Ids, Name, Operation, Push};
 use crate::state::{Context, LockState, Tuning};
 
 /// A lock server within this process, for programs that need no other and for tests.
@@ -149,60 +149,116 @@ impl EmbeddedBackend {
                 answer: Answer::joined(heard.into_iter().map(|heard| heard.answer)),
             });
         }
+        let (sent, answer) = self
+            .in_one(|steps| steps.on(&call.name, |state, context| state.apply(&call.operation, context)))?;
+        Ok(Heard { sent, answer })
+    }
+
+    /// Some steps as one: nobody sees the world between them. Then who is told is told.
+    fn in_one<T>(&self, steps: impl FnOnce(&mut Steps<'_>) -> T) -> Result<(Moment, T), Failure> {
         let sent = self.server.clock.now();
         let now_us = self.server.origin_us + u64::try_from(sent.0.as_micros()).unwrap_or(u64::MAX / 2);
-        let (answer, pushes) = {
+        let (value, told) = {
             let mut world = self.server.world.lock();
-            let World { locks, idle, clients } = &mut *world;
-            if !clients.contains_key(&self.id) {
+            if !world.clients.contains_key(&self.id) {
                 return Err(Failure::No(ErrorKind::Closed.into()));
             }
-            let heard = |client: ClientId| clients.contains_key(&client);
-            let context = Context {
+            let mut all = Steps {
+                world: &mut world,
                 now_us,
                 tuning: self.tuning,
-                heard: &heard,
+                told: Vec::new(),
             };
-            let slot = match locks.get_mut(&call.name) {
-                Some(slot) => slot,
-                None => locks.entry(call.name.clone()).or_default(),
-            };
-            let (answer, pushes) = slot.state.apply(&call.operation, &context);
-            let now_ms = now_us / 1000;
-            if slot.state.is_idle() && !slot.listed {
-                slot.listed = true;
-                idle.push_back((now_ms + self.tuning.mark_ms, call.name.clone()));
-            }
-            // A fence is the time, and this clock does not go back: it grows without being remembered. A mark is needed
-            // until it ends.
-            if let Some((at_ms, _)) = idle.front()
-                && *at_ms <= now_ms
-                && let Some((_, name)) = idle.pop_front()
-                && let Some(slot) = locks.get_mut(&name)
-            {
-                slot.listed = slot.state.is_idle() && slot.state.marked_until_ms() > now_ms;
-                if slot.listed {
-                    idle.push_back((slot.state.marked_until_ms(), name));
-                } else if slot.state.is_idle() {
-                    locks.remove(&name);
-                }
-            }
-            let pushes: Vec<(Arc<Sink>, Push)> = pushes
-                .into_iter()
-                .filter_map(|(client, push)| Some((clients.get(&client)?.sink.clone(), push)))
-                .collect();
-            (answer, pushes)
+            (steps(&mut all), all.told)
         };
-        for (sink, push) in pushes {
+        for (sink, push) in told {
             sink(push);
         }
-        Ok(Heard { sent, answer })
+        Ok((sent, value))
+    }
+}
+
+/// The world, while its mutex is held.
+struct Steps<'a> {
+    world: &'a mut World,
+    now_us: u64,
+    tuning: Tuning,
+    told: Vec<(Arc<Sink>, Push)>,
+}
+
+impl Steps<'_> {
+    /// A step of one name.
+    fn on<T>(
+        &mut self,
+        name: &Name,
+        step: impl FnOnce(&mut LockState, &Context<'_>) -> (T, Vec<(ClientId, Push)>),
+    ) -> T {
+        let World { locks, idle, clients } = &mut *self.world;
+        let heard = |client: ClientId| clients.contains_key(&client);
+        let context = Context {
+            now_us: self.now_us,
+            tuning: self.tuning,
+            heard: &heard,
+        };
+        let slot = match locks.get_mut(name) {
+            Some(slot) => slot,
+            None => locks.entry(name.clone()).or_default(),
+        };
+        let (value, pushes) = step(&mut slot.state, &context);
+        let now_ms = self.now_us / 1000;
+        if slot.state.is_idle() && !slot.listed {
+            slot.listed = true;
+            idle.push_back((now_ms + self.tuning.mark_ms, name.clone()));
+        }
+        // A fence is the time, and this clock does not go back: it grows without being remembered. A mark is needed
+        // until it ends.
+        if let Some((at_ms, _)) = idle.front()
+            && *at_ms <= now_ms
+            && let Some((_, name)) = idle.pop_front()
+            && let Some(slot) = locks.get_mut(&name)
+        {
+            slot.listed = slot.state.is_idle() && slot.state.marked_until_ms() > now_ms;
+            if slot.listed {
+                idle.push_back((slot.state.marked_until_ms(), name));
+            } else if slot.state.is_idle() {
+                locks.remove(&name);
+            }
+        }
+        self.told.extend(
+            pushes
+                .into_iter()
+                .filter_map(|(client, push)| Some((clients.get(&client)?.sink.clone(), push))),
+        );
+        value
     }
 }
 
 impl Backend for EmbeddedBackend {
     fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>> {
         Box::pin(std::future::ready(self.answer(call)))
+    }
+
+    fn acquire_all<'a>(&'a self, parts: &'a [(Name, Acquire)]) -> Later<'a, Result<Together, Failure>> {
+        let outcome = self.in_one(|steps| {
+            let all = parts
+                .iter()
+                .all(|(name, op)| steps.on(name, |state, context| state.would_grant(op, context)));
+            all.then(|| {
+                parts
+                    .iter()
+                    .map(|(name, op)| {
+                        let op = Operation::Acquire(op.clone());
+                        steps.on(name, |state, context| state.apply(&op, context))
+                    })
+                    .collect::<Vec<_>>()
+            })
+        });
+        Box::pin(std::future::ready(outcome.map(|(sent, answers)| match answers {
+            Some(answers) => {
+                Together::Granted(answers.into_iter().map(|answer| Heard { sent, answer }).collect())
+            }
+            None => Together::Busy,
+        })))
     }
 
     fn call_now(&self, call: &Call) -> Option<Heard> {

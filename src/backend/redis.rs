@@ -17,10 +17,10 @@ use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Failure, Heard, Later, Sink};
+use crate::backend::{Backend, Failure, Heard, Later, Sink, Together};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Call, ClientId, ClientInfo, Name};
+use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Name};
 use crate::script::{Ran, Run};
 use crate::state::Tuning;
 
@@ -35,6 +35,7 @@ mod scripts;
 pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
+mod together;
 
 pub(crate) use options::RedisOptions;
 
@@ -210,6 +211,10 @@ impl Backend for RedisBackend {
         })
     }
 
+    fn acquire_all<'a>(&'a self, parts: &'a [(Name, Acquire)]) -> Later<'a, Result<Together, Failure>> {
+        Box::pin(self.acquire_together(parts))
+    }
+
     fn run<'a>(&'a self, run: &'a Run) -> Later<'a, Result<Ran, Failure>> {
         Box::pin(self.run_fenced(run))
     }
@@ -293,7 +298,9 @@ pub(crate) fn sha1_of(script: &str) -> String {
 /// What puts a key into the slot of a name.
 pub(crate) fn hash_tag(name: &Name) -> String {
     let key = scripts::keys(name).into_iter().next().unwrap_or_default();
-    key["relatch:1:".len()..].to_owned()
+    let from = "relatch:1:".len();
+    let until = key.find('}').map_or(key.len(), |at| at + 1);
+    key[from..until].to_owned()
 }
 
 /// Where a client says who it is.

@@ -204,6 +204,60 @@ mod claims {
         assert!(soon(all().at_once()).await.unwrap().is_some());
     }
 
+    pub async fn what_cannot_be_had_whole_at_once_is_not_touched(world: &World) {
+        let (a, b) = (world.client().await, world.client().await);
+        let l = |name: &str| a.rwlock(name).unwrap();
+        soon(a.multi([l("a").write(), l("b").write()]))
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+        let fence = async |name: &str| b.inspect(name).await.unwrap().fence;
+        let before = fence("a").await;
+        assert!(before.is_some());
+        let busy = b.rwlock("b").unwrap().read().await.unwrap();
+        for _ in 0..5 {
+            assert!(
+                soon(a.try_multi([l("a").write(), l("b").write()]))
+                    .await
+                    .unwrap()
+                    .is_none()
+            );
+        }
+        assert_eq!(fence("a").await, before, "nobody has written it meanwhile");
+        busy.release().await.unwrap();
+        let all = soon(a.try_multi([l("a").write(), l("b").write()]))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(all.fence("a") > before);
+        // A line is respected: who waits to write is not passed by who reads several.
+        let waiting = tokio::spawn(b.rwlock("a").unwrap().write().into_future());
+        eventually_async(BOUND, "in line", async || {
+            b.inspect("a").await.is_ok_and(|seen| seen.waiter_count == 1)
+        })
+        .await;
+        all.release().await.unwrap();
+        let write = soon(waiting).await.unwrap().unwrap();
+        assert!(
+            soon(a.try_multi([l("a").read(), l("b").read()]))
+                .await
+                .unwrap()
+                .is_none()
+        );
+        drop(write);
+        // Of a part that does not re-enter it is said, and nothing else is kept.
+        let owner = Owner::new();
+        let held = l("b").read().owner(&owner).await.unwrap();
+        let once = a
+            .try_multi((l("a").write(), l("b").non_reentrant().read()))
+            .owner(&owner);
+        assert!(soon(once).await.unwrap_err().is_refused());
+        drop(held);
+        all_free(&b, &["a", "b"]).await;
+    }
+
     pub async fn a_dropped_acquisition_of_several_names_leaves_nothing(world: &World) {
         let (a, b) = (world.client().await, world.client().await);
         let l = |name: &str| a.rwlock(name).unwrap();
@@ -403,6 +457,7 @@ on_every_backend! { "layers.rs":
     no_name_at_all_is_held_at_once
     whatever_the_order_nobody_waits_for_each_other
     several_names_have_one_deadline_and_leave_nothing_when_it_passes
+    what_cannot_be_had_whole_at_once_is_not_touched
     a_dropped_acquisition_of_several_names_leaves_nothing
     a_part_that_is_lost_loses_the_whole
     a_part_that_is_lost_ends_the_wait_for_the_others

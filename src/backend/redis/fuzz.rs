@@ -55,15 +55,18 @@ fn try_names(u: &mut Unstructured<'_>) -> Result<()> {
     let ours = keys(&one);
     for key in &ours {
         // What a cluster hashes: from the first `{` to the next `}`.
-        let tag = key
+        let (tag, after) = key
             .split_once('{')
             .and_then(|(_, rest)| rest.split_once('}'))
-            .expect("a hash tag")
-            .0;
+            .expect("a hash tag");
         assert!(!tag.is_empty(), "{key}");
         assert!(!tag.contains('{'), "{key}");
         // Nothing is lost on the way, so no two names meet.
-        let back = tag.replace("%7B", "{").replace("%7D", "}").replace("%25", "%");
+        let back = |text: &str| text.replace("%7B", "{").replace("%7D", "}").replace("%25", "%");
+        let back = match after.split_once('=') {
+            Some((_, rest)) => format!("{{{}}}{}", back(tag), back(rest)),
+            None => back(tag),
+        };
         assert_eq!(back, one.as_str());
     }
     for (at, key) in ours.iter().enumerate() {

@@ -23,6 +23,9 @@ use crate::state::{BLAME_ROWS, Tuning};
 #[cfg(test)]
 mod tests;
 
+mod together;
+pub(super) use together::{decode_all, encode_all};
+
 /// A script: the prelude and one file of `scripts/`.
 pub(super) struct Script {
     #[cfg(test)]
@@ -61,10 +64,19 @@ static WITHDRAW: Script = script!("withdraw");
 static POLL: Script = script!("poll");
 static REVOKE: Script = script!("revoke");
 static INSPECT: Script = script!("inspect");
+static ACQUIRE_ALL: Script = script!("acquire_all");
 
 /// All of them.
-pub(super) static ALL: [&Script; 8] = [
-    &ACQUIRE, &RELEASE, &DOWNGRADE, &RENEW, &WITHDRAW, &POLL, &REVOKE, &INSPECT,
+pub(super) static ALL: [&Script; 9] = [
+    &ACQUIRE,
+    &RELEASE,
+    &DOWNGRADE,
+    &RENEW,
+    &WITHDRAW,
+    &POLL,
+    &REVOKE,
+    &INSPECT,
+    &ACQUIRE_ALL,
 ];
 
 /// A client's pushes come on this, followed by its id.
@@ -77,8 +89,7 @@ pub(super) fn channel(client: ClientId) -> String {
 
 /// A name as it stands between the braces of a key: whatever is between the first `{` and the next `}` decides the slot, so a
 /// name must not have any of its own.
-fn in_braces(name: &Name) -> Cow<'_, str> {
-    let name = name.as_str();
+fn in_braces(name: &str) -> Cow<'_, str> {
     if name.contains(['%', '{', '}']) {
         name.replace('%', "%25")
             .replace('{', "%7B")
@@ -89,12 +100,23 @@ fn in_braces(name: &Name) -> Cow<'_, str> {
     }
 }
 
-/// The keys of a name, in the order of KEYS.
+/// What a name begins with in braces, and what follows: both something.
+fn tagged(name: &str) -> Option<(&str, &str)> {
+    let (tag, rest) = name.strip_prefix('{')?.split_once('}')?;
+    (!tag.is_empty() && !rest.is_empty()).then_some((tag, rest))
+}
+
+/// The keys of a name, in the order of KEYS. The whole name is the hash tag; or what it begins with, in braces: names that begin with the same are then
+/// in one slot. The rest of such a name follows a `=`, which no other key has after the braces.
 pub(super) fn keys(name: &Name) -> [String; 5] {
-    let name = in_braces(name);
+    let (tag, rest) = match tagged(name.as_str()) {
+        Some((tag, rest)) => (in_braces(tag), Some(in_braces(rest))),
+        None => (in_braces(name.as_str()), None),
+    };
+    let (equals, rest) = rest.as_ref().map_or(("", ""), |rest| ("=", rest));
     let key = |suffix: &str| {
-        let mut key = String::with_capacity("relatch:1:{}".len() + name.len() + suffix.len());
-        for part in ["relatch:1:{", &name, "}", suffix] {
+        let mut key = String::with_capacity("relatch:1:{}=".len() + tag.len() + suffix.len() + rest.len());
+        for part in ["relatch:1:{", &tag, "}", suffix, equals, rest] {
             key.push_str(part);
         }
         key
@@ -146,15 +168,20 @@ fn text(value: impl ToString) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// `trust`: whether PUBLISH on this server counts everybody who hears.
-pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
-    let settings = format!(
+/// What every script but `fenced` is told second.
+fn settings(tuning: &Tuning, trust: bool) -> String {
+    format!(
         "{} {} {} {} {CHANNEL}",
         tuning.claim_ms,
         tuning.mark_ms,
         tuning.retention_ms,
         u8::from(trust)
-    );
+    )
+}
+
+/// `trust`: whether PUBLISH on this server counts everybody who hears.
+pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
+    let settings = settings(tuning, trust);
     let mut args = Vec::with_capacity(10);
     args.extend([text(call_id), settings.into_bytes()]);
     let script = match &call.operation {
