@@ -331,9 +331,10 @@ impl Task {
         });
         let client = core.clone();
         let live = async move {
-            Task::new(client.clone()).run().await;
-            *client.room.lock() = None;
-            drop(client);
+            // Also when the task panics: nobody shall wait on timers that stand still.
+            let leaves = Leaves(client.clone());
+            Task::new(client).run().await;
+            drop(leaves);
             // Who is still waiting here has timers that need this runtime.
             let _nobody: Option<Infallible> = left.recv().await;
         };
@@ -360,6 +361,15 @@ impl Drop for Task {
                 tracing::error!(%error, "no thread for a client whose runtime shut down; its holds will lapse");
             }
         }
+    }
+}
+
+/// A client's own thread ends with its task: from then on nobody may wait there.
+struct Leaves(Arc<Core>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        *self.0.room.lock() = None;
     }
 }
 
