@@ -6,16 +6,20 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::clock::Moment;
 use crate::error::Error;
+use crate::looking::{ChangeSet, Cursor, Page, Pattern};
 use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Name, Push};
 
 pub(crate) mod embedded;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+#[cfg(feature = "redis")]
+pub(crate) use redis::Examination;
 
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -94,10 +98,32 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Why there is no link at the moment, if there is none.
     fn trouble(&self) -> Option<Error>;
 
+    /// What operators ask for, where it can be had.
+    fn look(&self) -> Option<&dyn Look> {
+        None
+    }
+
     /// Keeps the link up. The client runs this for as long as it lives, on a runtime of its choice; when that runtime shuts down it
     /// drops this future and runs a new one elsewhere, and the backend links anew. Never resolves before `close`.
     fn drive(&self) -> Later<'_, ()>;
 
     /// Takes the link down, for good. Calls fail from then on.
     fn close(&self) -> Later<'_, ()>;
+}
+
+/// What operators ask of a backend, beside the locks. All of it only reads, and can be repeated.
+pub(crate) trait Look: Send + Sync {
+    /// One page of the names of which anything is kept (a hold, a line, a fence), from `from` on. May tell names that do
+    /// not match, and a name twice.
+    fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>>;
+
+    /// From now on every name that changes comes into the set, until this link ends or the set is dropped.
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>>;
+
+    /// Whether these clients hear their pushes now, in the order asked; `None` where it can't be known.
+    fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>>;
+
+    /// What the server says of itself.
+    #[cfg(feature = "redis")]
+    fn examine(&self) -> Later<'_, Result<Examination, Failure>>;
 }

@@ -13,6 +13,7 @@ use crate::config::{Backoff, Config};
 use crate::core::{Core, Handle, Home};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders};
+use crate::looking::{Changes, Names};
 use crate::multi::{Multi, Parts, TryMulti};
 use crate::mutex::Mutex;
 use crate::owner::Owner;
@@ -185,17 +186,28 @@ impl Relatch {
         let core: &Core = &self.client;
         let now_ms = core.server_now_ms();
         let ids: Vec<_> = snapshot.waiting.iter().map(|row| row.request.client).collect();
-        let clients = core.who(&ids).await;
+        let holding: Vec<_> = snapshot.holding.iter().map(|row| row.request.client).collect();
+        let (clients, connected, mut holders, holders_connected) = tokio::join!(
+            core.who(&ids),
+            core.listening(&ids),
+            holders(core, &snapshot),
+            core.listening(&holding),
+        );
+        for (holder, connected) in holders.iter_mut().zip(holders_connected) {
+            holder.connected = connected;
+        }
         let waiters = snapshot
             .waiting
             .iter()
             .enumerate()
             .map(|(at, row)| Waiting {
                 owner: Owner::from_id(row.owner),
+                request: row.request.to_string(),
                 mode: row.mode,
                 waited: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
                 label: (!row.label.is_empty()).then(|| row.label.clone()),
                 client: clients.get(at).cloned().flatten(),
+                connected: connected.get(at).copied().flatten(),
             })
             .collect();
         Ok(Inspection {
@@ -203,9 +215,53 @@ impl Relatch {
             fence: (snapshot.fence > 0).then_some(snapshot.fence),
             holder_count: snapshot.holders,
             waiter_count: snapshot.waiters,
-            holders: holders(core, &snapshot).await,
+            holders,
             waiters,
         })
+    }
+
+    /// The names of which the server keeps anything and which match a pattern: those that are held or waited for, and those that were within the last
+    /// hour, as their fences are kept. By a cursor, so that no server is held up, however many there are.
+    ///
+    /// In a pattern `*` is anything, `?` one character, `[a-f]` one of these, `[^a-f]` one of no such, and `\\` takes what
+    /// follows it literally.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let relatch = relatch::Relatch::embedded();
+    /// let _held = relatch.rwlock("jobs/nightly")?.write().await?;
+    /// let mut names = relatch.names("jobs/*");
+    /// while let Some(page) = names.next_page().await? {
+    ///     assert_eq!(page, ["jobs/nightly"]);
+    /// }
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub fn names(&self, pattern: &str) -> Names {
+        Names::new(self.client.clone(), pattern)
+    }
+
+    /// Which names change from now on, as they do. Costs the server one short message per client and change, and its scripts nothing.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use relatch::{Changed, Relatch};
+    ///
+    /// let relatch = Relatch::embedded();
+    /// let mut changes = relatch.changes();
+    /// assert_eq!(changes.next().await?, Changed::Anything); // look at all of them once
+    /// let _held = relatch.rwlock("catalog")?.write().await?;
+    /// assert_eq!(changes.next().await?, Changed::Names(vec!["catalog".into()]));
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub fn changes(&self) -> Changes {
+        Changes::new(self.client.clone())
+    }
+
+    /// What the server says of itself. For `relatch doctor`.
+    #[cfg(feature = "redis")]
+    #[doc(hidden)]
+    pub async fn examine(&self) -> Result<crate::backend::Examination, Error> {
+        crate::looking::patiently(&self.client, |look| look.examine()).await
     }
 
     /// Takes a name away from everybody who holds it, and returns when those who held at the call no longer do; the next in
@@ -360,6 +416,8 @@ pub struct Inspection {
 pub struct Waiting {
     /// Who waits.
     pub owner: Owner,
+    /// The acquisition, by the id that it has on the server.
+    pub request: String,
     /// For which mode.
     pub mode: Mode,
     /// For how long.
@@ -369,6 +427,8 @@ pub struct Waiting {
     pub label: Option<String>,
     /// The process that asked; `None` when it is no longer known.
     pub client: Option<ClientInfo>,
+    /// Whether that process is connected to the server at the moment; `None` where that can't be known.
+    pub connected: Option<bool>,
 }
 
 /// Makes a [`Relatch`]. From [`Relatch::builder`], or from a [`Config`] read with serde.

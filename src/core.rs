@@ -202,6 +202,19 @@ impl Core {
         }
     }
 
+    /// Whether these clients hear their pushes, as far as the server says so soon.
+    pub(crate) async fn listening(&self, ids: &[ClientId]) -> Vec<Option<bool>> {
+        let Some(look) = self.backend.look().filter(|_| !ids.is_empty()) else {
+            return Vec::new();
+        };
+        let soon = self.config.response_timeout.saturating_mul(2);
+        tokio::select! {
+            biased;
+            listening = look.listening(ids) => listening.unwrap_or_default(),
+            () = self.clock.sleep_until(self.clock.now().plus(soon)) => Vec::new(),
+        }
+    }
+
     /// A short rest before something is tried again.
     pub(crate) async fn pause(&self) {
         self.clock

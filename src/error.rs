@@ -236,6 +236,8 @@ pub struct Blame {
 pub struct Holder {
     /// Who holds.
     pub owner: Owner,
+    /// The acquisition, by the id that it has on the server.
+    pub request: String,
     /// In which mode.
     pub mode: Mode,
     /// For how long.
@@ -250,6 +252,9 @@ pub struct Holder {
     pub label: Option<String>,
     /// The process that acquired it; `None` when it is no longer known.
     pub client: Option<ClientInfo>,
+    /// Whether that process is connected to the server at the moment. `None` where that can't be known, or was not asked: only
+    /// [`Relatch::inspect`](crate::Relatch::inspect) does.
+    pub connected: Option<bool>,
 }
 
 impl fmt::Display for Holder {

@@ -240,6 +240,7 @@ impl Hold {
             wait,
             first: false,
             spin: None,
+            keep_until_dropped: keep.until_dropped,
             upgrade_of: Some(request),
         };
         // The one before it may still be under way to be undone.

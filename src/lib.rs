@@ -18,6 +18,7 @@ mod fenced;
 pub mod fuzz;
 mod guard;
 mod lock;
+mod looking;
 mod multi;
 mod mutex;
 mod owner;
@@ -36,6 +37,9 @@ mod waiters;
 mod watchdog;
 
 pub use backend::embedded::Embedded;
+#[cfg(feature = "redis")]
+#[doc(hidden)]
+pub use backend::redis::Examination;
 pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
 pub use config::{Backoff, Config};
@@ -43,6 +47,7 @@ pub use error::{Blame, Error, Holder, LostCause};
 pub use fenced::{Gate, Stamp};
 pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
 pub use lock::{Acquire, Acquiring, RwLock, TryAcquire};
+pub use looking::{Changed, Changes, Names};
 pub use multi::{LostPart, Multi, MultiGuard, Part, Parts, TryMulti};
 pub use mutex::Mutex;
 pub use owner::Owner;

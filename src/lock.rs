@@ -204,6 +204,7 @@ pub(crate) struct Spec {
     pub(crate) first: bool,
     /// Ask with this back-off besides.
     pub(crate) spin: Option<Backoff>,
+    pub(crate) keep_until_dropped: bool,
     /// The granted upgradable hold that becomes this one.
     pub(crate) upgrade_of: Option<RequestId>,
 }
@@ -252,6 +253,30 @@ impl<G> Acquire<G> {
         self
     }
 
+    /// What is revoked is given back when the guard is dropped, not at once: for work that takes a moment to stop, such as a child process. The
+    /// guard says from the revocation on that it is not held; nobody else gets the lock before it is dropped, or before the lease that it
+    /// had then has run out.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+    /// let relatch = relatch::Relatch::embedded();
+    /// let lock = relatch.rwlock("deploy")?;
+    /// let held = lock.write().keep_until_dropped().await?;
+    /// let revoking = tokio::spawn({
+    ///     let relatch = relatch.clone();
+    ///     async move { relatch.revoke("deploy").await }
+    /// });
+    /// held.lost().await; // now stop the work; meanwhile
+    /// assert!(lock.try_write().await?.is_none());
+    /// drop(held);
+    /// assert_eq!(revoking.await.unwrap()?, 1);
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub fn keep_until_dropped(mut self) -> Self {
+        self.spec.keep_until_dropped = true;
+        self
+    }
+
     /// A word for whoever asks who is in the way: up to 256 bytes.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.spec.label = label.into();
@@ -273,6 +298,11 @@ impl<G> TryAcquire<G> {
     /// See [`Acquire::max_hold`].
     pub fn max_hold(self, max_hold: Duration) -> Self {
         Self(self.0.max_hold(max_hold))
+    }
+
+    /// See [`Acquire::keep_until_dropped`].
+    pub fn keep_until_dropped(self) -> Self {
+        Self(self.0.keep_until_dropped())
     }
 
     /// See [`Acquire::label`].
@@ -326,6 +356,7 @@ impl Spec {
             cap: Moment::FAR,
             label: String::new(),
             wait: true,
+            keep_until_dropped: false,
             first: lock.first,
             spin: None,
             upgrade_of: None,
@@ -391,6 +422,7 @@ impl Spec {
             lease: self.max_hold.map_or(lease, |max| lease.min(max)).min(left),
             fixed: self.lease.is_some(),
             max_hold: self.max_hold,
+            until_dropped: self.keep_until_dropped,
             cap: self.cap,
         }
     }
@@ -857,12 +889,14 @@ pub(crate) async fn holders(core: &Core, snapshot: &Snapshot) -> Vec<Holder> {
         .enumerate()
         .map(|(at, row)| Holder {
             owner: Owner::from_id(row.owner),
+            request: row.request.to_string(),
             mode: row.mode,
             held_for: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
             lease_left: Duration::from_millis(row.deadline_ms.saturating_sub(now_ms)),
             revoked: row.revoked,
             label: (!row.label.is_empty()).then(|| row.label.clone()),
             client: clients.get(at).cloned().flatten(),
+            connected: None,
         })
         .collect()
 }

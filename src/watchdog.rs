@@ -36,6 +36,8 @@ pub(crate) struct Keep {
     /// Nothing renews it.
     pub(crate) fixed: bool,
     pub(crate) max_hold: Option<Duration>,
+    /// When it is revoked its guard gives it back, and nobody before it.
+    pub(crate) until_dropped: bool,
     /// The cap of the hold that this one goes on from, if it does.
     pub(crate) cap: Moment,
 }
@@ -310,6 +312,9 @@ impl Watchdog {
                 from.held.finish(cause);
             }
             tracing::warn!(name = %kept.held.name, owner = ?kept.held.member.owner, %cause, "a hold is lost");
+            if cause == LostCause::Revoked && kept.held.keep.until_dropped {
+                return;
+            }
             core.reaper.release(core, &kept.held);
         }
     }
@@ -588,6 +593,7 @@ mod tests {
                 lease: Duration::from_secs(10),
                 fixed: false,
                 max_hold: None,
+                until_dropped: false,
                 cap: Moment::FAR,
             },
             label: String::new(),

@@ -5,15 +5,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, Failure, Heard, Later, Sink, Together};
+use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
+use crate::looking::{ChangeSet, Cursor, Page, Pattern};
 use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Ids, Name, Operation, Push};
 use crate::state::{Context, LockState, Tuning};
 
@@ -52,6 +53,8 @@ struct World {
     /// Names that were seen idle, and when to see whether they may be forgotten.
     idle: VecDeque<(u64, Name)>,
     clients: Ids<ClientId, Member>,
+    /// Who wants to hear which names change.
+    observers: Vec<Weak<ChangeSet>>,
 }
 
 #[derive(Default)]
@@ -150,7 +153,13 @@ impl EmbeddedBackend {
             });
         }
         let (sent, answer) = self
-            .in_one(|steps| steps.on(&call.name, |state, context| state.apply(&call.operation, context)))?;
+            .in_one(|steps| {
+                let answer = steps.on(&call.name, |state, context| state.apply(&call.operation, context));
+                if !matches!(call.operation, Operation::Inspect(_)) {
+                    steps.changed(&call.name);
+                }
+                answer
+            })?;
         Ok(Heard { sent, answer })
     }
 
@@ -187,13 +196,23 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    /// Whoever observes hears that it did.
+    fn changed(&mut self, name: &Name) {
+        self.world.observers.retain(|set| {
+            let observer = set.upgrade();
+            observer.inspect(|set| set.name(name.clone())).is_some()
+        });
+    }
+
     /// A step of one name.
     fn on<T>(
         &mut self,
         name: &Name,
         step: impl FnOnce(&mut LockState, &Context<'_>) -> (T, Vec<(ClientId, Push)>),
     ) -> T {
-        let World { locks, idle, clients } = &mut *self.world;
+        let World {
+            locks, idle, clients, ..
+        } = &mut *self.world;
         let heard = |client: ClientId| clients.contains_key(&client);
         let context = Context {
             now_us: self.now_us,
@@ -247,6 +266,7 @@ impl Backend for EmbeddedBackend {
                 parts
                     .iter()
                     .map(|(name, op)| {
+                        steps.changed(name);
                         let op = Operation::Acquire(op.clone());
                         steps.on(name, |state, context| state.apply(&op, context))
                     })
@@ -289,6 +309,10 @@ impl Backend for EmbeddedBackend {
         None
     }
 
+    fn look(&self) -> Option<&dyn Look> {
+        Some(self)
+    }
+
     fn drive(&self) -> Later<'_, ()> {
         Box::pin(std::future::pending())
     }
@@ -296,5 +320,38 @@ impl Backend for EmbeddedBackend {
     fn close(&self) -> Later<'_, ()> {
         self.server.world.lock().clients.remove(&self.id);
         Box::pin(std::future::ready(()))
+    }
+}
+
+impl Look for EmbeddedBackend {
+    /// All on one page: they are in this process anyway.
+    fn names<'a>(&'a self, _pattern: &'a Pattern, _from: Cursor) -> Later<'a, Result<Page, Failure>> {
+        let names = self.server.world.lock().locks.keys().cloned().collect();
+        Box::pin(std::future::ready(Ok((names, None))))
+    }
+
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
+        let observers = &mut self.server.world.lock().observers;
+        if !observers.iter().any(|other| other.as_ptr() == Arc::as_ptr(set)) {
+            observers.push(Arc::downgrade(set));
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {
+        let world = self.server.world.lock();
+        let listening = clients
+            .iter()
+            .map(|id| Some(world.clients.contains_key(id)))
+            .collect();
+        Box::pin(std::future::ready(Ok(listening)))
+    }
+
+    #[cfg(feature = "redis")]
+    fn examine(&self) -> Later<'_, Result<crate::backend::Examination, Failure>> {
+        let why = "an embedded server is in this process alone: there is nothing to examine";
+        Box::pin(std::future::ready(Err(Failure::No(
+            ErrorKind::Invalid(why.into()).into(),
+        ))))
     }
 }

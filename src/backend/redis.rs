@@ -17,7 +17,7 @@ use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Failure, Heard, Later, Sink, Together};
+use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Name};
@@ -28,6 +28,7 @@ mod fenced;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod link;
+mod look;
 mod options;
 mod refusal;
 mod scripts;
@@ -37,6 +38,7 @@ pub(crate) mod simulated;
 mod tests;
 mod together;
 
+pub use look::Examination;
 pub(crate) use options::RedisOptions;
 
 use link::{Linker, Live, jitter};
@@ -279,6 +281,10 @@ impl Backend for RedisBackend {
 
     fn trouble(&self) -> Option<Error> {
         self.linker.trouble()
+    }
+
+    fn look(&self) -> Option<&dyn Look> {
+        Some(self)
     }
 
     fn drive(&self) -> Later<'_, ()> {

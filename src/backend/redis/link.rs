@@ -13,8 +13,8 @@
 //!
 //! It refuses to know what a call means: that is for `super` and `scripts`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -34,6 +34,7 @@ use crate::backend::redis::scripts;
 use crate::clock::Clock;
 use crate::entropy;
 use crate::error::{Error, ErrorKind};
+use crate::looking::ChangeSet;
 use crate::protocol::ClientId;
 
 /// The longest pause between two attempts, and how long a link that answered nothing must have been up to count as a success.
@@ -85,6 +86,8 @@ pub(super) struct Linker {
     /// The state has changed. Wakes in the order in which was waited.
     changed: Notify,
     generation: watch::Sender<u64>,
+    /// Who wants to hear which names change, once a link was told to say so.
+    observers: Mutex<Vec<Weak<ChangeSet>>>,
     /// Whoever runs the supervisor. A second one waits for the first to be dropped.
     turn: tokio::sync::Mutex<()>,
 }
@@ -106,6 +109,7 @@ impl Linker {
             state: Mutex::new(State::Down(None)),
             changed: Notify::new(),
             generation: watch::channel(0).0,
+            observers: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         }
     }
@@ -628,6 +632,23 @@ impl Linker {
         Ok(())
     }
 
+    /// This set hears which names change, for as long as it lives.
+    pub(super) fn observe(&self, set: &Arc<ChangeSet>) {
+        let mut observers = self.observers.lock();
+        observers.retain(|other| other.strong_count() > 0 && other.as_ptr() != Arc::as_ptr(set));
+        observers.push(Arc::downgrade(set));
+    }
+
+    pub(super) fn anything_changed(&self) {
+        self.each_observer(ChangeSet::anything);
+    }
+
+    fn each_observer(&self, tell: impl Fn(&ChangeSet)) {
+        for set in self.observers.lock().iter().filter_map(Weak::upgrade) {
+            tell(&set);
+        }
+    }
+
     fn on_push(&self, push: PushInfo, subscribed: Option<&AtomicBool>) {
         match (push.kind, subscribed) {
             (PushKind::Subscribe, Some(subscribed)) => subscribed.store(true, Ordering::Release),
@@ -640,6 +661,19 @@ impl Linker {
                     }
                 },
                 _ => tracing::warn!(server = %self.target.place, "a push that can't be read"),
+            },
+            (PushKind::Invalidate, _) => match push.data.first() {
+                Some(Value::Array(keys)) => {
+                    for key in keys {
+                        if let Value::BulkString(key) = key
+                            && let Some((name, _)) = scripts::name_of(key)
+                        {
+                            self.each_observer(|set| set.name(name.clone()));
+                        }
+                    }
+                }
+                // All of them: the data was flushed.
+                _ => self.anything_changed(),
             },
             (kind, _) => tracing::debug!(server = %self.target.place, %kind, "a push of no concern"),
         }

@@ -13,6 +13,7 @@ use std::sync::LazyLock;
 
 use redis::Value;
 
+use crate::looking::Pattern;
 use crate::protocol::{
     Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId,
     Polled, Push, Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
@@ -122,6 +123,39 @@ pub(super) fn keys(name: &Name) -> [String; 5] {
         key
     };
     ["", ":readers", ":queue", ":waiters", ":marks"].map(key)
+}
+
+/// What every key of a lock begins with.
+pub(super) const LOCKS: &str = "relatch:1:{";
+
+/// Whose key it is, and whether it is the one that every name has.
+pub(super) fn name_of(key: &[u8]) -> Option<(Name, bool)> {
+    let (name, suffix) = std::str::from_utf8(key)
+        .ok()?
+        .strip_prefix(LOCKS)?
+        .split_once('}')?;
+    let plain = name.replace("%7D", "}").replace("%7B", "{").replace("%25", "%");
+    let name_of = Name::new(&plain).ok()?;
+    // Only what we write: others may keep keys that look alike.
+    (in_braces(name_of.as_str()) == name).then_some((name_of, suffix.is_empty()))
+}
+
+/// A server's pattern for the keys of the names that match, and for some of others.
+pub(super) fn keys_like(pattern: &Pattern) -> String {
+    let mut glob = String::from(LOCKS);
+    for (at, literal) in pattern.literals().iter().enumerate() {
+        if at > 0 {
+            glob.push('*');
+        }
+        for c in in_braces(literal).chars() {
+            if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+                glob.push('\\');
+            }
+            glob.push(c);
+        }
+    }
+    glob.push('}');
+    glob
 }
 
 /// A call, ready to be sent.

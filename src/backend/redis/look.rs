@@ -1,0 +1,218 @@
+//! What operators ask of a server: `SCAN` for the names, client-side tracking for what changes, and what it says of itself.
+//!
+//! Nothing here touches a lock: it reads, and never by `KEYS` or `MONITOR`, which would hold up everybody else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{Cmd, Pipeline, Value};
+
+use crate::backend::redis::link::Live;
+use crate::backend::redis::refusal::printable;
+use crate::backend::redis::{RedisBackend, scripts};
+use crate::backend::{Failure, Later, Look};
+use crate::error::ErrorKind;
+use crate::looking::{ChangeSet, Cursor, Page, Pattern};
+use crate::protocol::ClientId;
+
+/// What one page asks a server to go through; a page has as many names at most, about.
+const PAGE: u64 = 1000;
+
+/// What `examine` asks for by `CONFIG GET`, each alone: servers before 7.0 take one at a time.
+const SETTINGS: [&str; 6] = [
+    "maxmemory-policy",
+    "appendonly",
+    "appendfsync",
+    "save",
+    "timeout",
+    "min-replicas-to-write",
+];
+
+/// What a server says of itself, as text. For `relatch doctor`.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Examination {
+    /// `INFO`, by field; none if the user may not ask.
+    pub info: BTreeMap<String, String>,
+    /// `CONFIG GET`, as far as the user may ask.
+    pub settings: BTreeMap<String, String>,
+    /// What it refused, and how.
+    pub refused: Vec<(String, String)>,
+    /// The server's time in microseconds since 1970, and how long it took to hear it.
+    pub time_us: Option<(u64, Duration)>,
+    /// Round trips, one after the other.
+    pub round_trips: Vec<Duration>,
+    /// The address without credentials.
+    pub place: String,
+}
+
+impl RedisBackend {
+    /// As [`command`](Self::command), where a refusal is a finding.
+    async fn asked(&self, into: &mut Examination, words: &[&str]) -> Result<Option<Value>, Failure> {
+        let mut command = Cmd::new();
+        command.arg(words);
+        match self.command(&command, words[0]).await {
+            Ok(value) => Ok(Some(value)),
+            Err(Failure::No(error)) => {
+                into.refused.push((words.join(" "), error.to_string()));
+                Ok(None)
+            }
+            Err(unknown) => Err(unknown),
+        }
+    }
+
+    /// Several at once, each on its own: an error of one is in its place.
+    async fn together(
+        &self,
+        live: &Arc<Live>,
+        commands: &Pipeline,
+        count: usize,
+    ) -> Result<Vec<Value>, Failure> {
+        let sent = live
+            .connection
+            .clone()
+            .send_packed_commands(commands, 0, count)
+            .await;
+        sent.map_err(|error| self.lost(live, &error))
+    }
+}
+
+impl Look for RedisBackend {
+    fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>> {
+        Box::pin(async move {
+            let mut scan = ::redis::cmd("SCAN");
+            scan.arg(from.at)
+                .arg("MATCH")
+                .arg(scripts::keys_like(pattern))
+                .arg("COUNT")
+                .arg(PAGE)
+                .arg("TYPE")
+                .arg("hash");
+            let value = self.command(&scan, "SCAN").await?;
+            let page = match value {
+                Value::Array(parts) => <[Value; 2]>::try_from(parts).ok(),
+                _ => None,
+            };
+            let Some([Value::BulkString(next), Value::Array(keys)]) = page else {
+                return Err(Failure::No(
+                    ErrorKind::Server("the server answered SCAN with something else than names".into())
+                        .into(),
+                ));
+            };
+            let next = std::str::from_utf8(&next).ok().and_then(|next| next.parse().ok());
+            let names = keys
+                .iter()
+                .filter_map(|key| match key {
+                    Value::BulkString(key) => scripts::name_of(key).filter(|(_, whole)| *whole),
+                    _ => None,
+                })
+                .map(|(name, _)| name)
+                .collect();
+            let next = next
+                .filter(|at| *at != 0)
+                .map(|at| Cursor { node: from.node, at });
+            Ok((names, next))
+        })
+    }
+
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            self.linker.observe(set);
+            let live = self.live().await?;
+            let mut commands = Pipeline::with_capacity(2);
+            // Asked for twice it would be refused.
+            commands.cmd("CLIENT").arg("TRACKING").arg("OFF");
+            commands
+                .cmd("CLIENT")
+                .arg(&["TRACKING", "ON", "BCAST", "PREFIX", scripts::LOCKS]);
+            let values = self.together(&live, &commands, 2).await?;
+            // Whoever else observes may have missed something in between.
+            self.linker.anything_changed();
+            for value in &values {
+                if let Value::ServerError(error) = value {
+                    return Err(self.refused(&live, "CLIENT TRACKING", error).await);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {
+        Box::pin(async move {
+            let live = self.live().await?;
+            if !live.trust || clients.is_empty() {
+                return Ok(vec![None; clients.len()]);
+            }
+            let mut command = ::redis::cmd("PUBSUB");
+            command.arg("NUMSUB");
+            for client in clients {
+                command.arg(scripts::channel(*client));
+            }
+            // RESP3: still an array of pairs in a row; or a map, from a server to come.
+            let counts: Vec<Value> = match self.command(&command, "PUBSUB").await {
+                Ok(Value::Array(values)) => values.into_iter().skip(1).step_by(2).collect(),
+                Ok(Value::Map(pairs)) => pairs.into_iter().map(|(_, count)| count).collect(),
+                Ok(_) | Err(Failure::No(_)) => Vec::new(),
+                Err(unknown) => return Err(unknown),
+            };
+            let mut listening: Vec<_> = counts
+                .iter()
+                .map(|count| match count {
+                    Value::Int(count) => Some(*count > 0),
+                    _ => None,
+                })
+                .collect();
+            listening.resize(clients.len(), None);
+            Ok(listening)
+        })
+    }
+
+    fn examine(&self) -> Later<'_, Result<Examination, Failure>> {
+        Box::pin(async move {
+            let mut found = Examination {
+                place: self.place().to_owned(),
+                ..Examination::default()
+            };
+            for _ in 0..20 {
+                let asked = self.linker.clock.now();
+                if self.asked(&mut found, &["PING"]).await?.is_none() {
+                    break;
+                }
+                found.round_trips.push(self.linker.clock.now().since(asked));
+            }
+            let asked = self.linker.clock.now();
+            if let Some(Value::Array(parts)) = self.asked(&mut found, &["TIME"]).await? {
+                let took = self.linker.clock.now().since(asked);
+                let number = |at: usize| match parts.get(at) {
+                    Some(Value::BulkString(text)) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
+                    _ => None,
+                };
+                found.time_us = number(0)
+                    .zip(number(1))
+                    .map(|(seconds, micros)| (seconds.saturating_mul(1_000_000) + micros, took));
+            }
+            let info = match self.asked(&mut found, &["INFO"]).await? {
+                Some(Value::BulkString(text)) => String::from_utf8_lossy(&text).into_owned(),
+                Some(Value::VerbatimString { text, .. }) => text,
+                _ => String::new(),
+            };
+            let fields = info.lines().filter_map(|line| line.trim_end().split_once(':'));
+            found.info = fields
+                .map(|(field, value)| (field.to_owned(), printable(value)))
+                .collect();
+            for setting in SETTINGS {
+                let value = match self.asked(&mut found, &["CONFIG", "GET", setting]).await? {
+                    Some(Value::Map(pairs)) => pairs.into_iter().next().map(|(_, value)| value),
+                    Some(Value::Array(pair)) => pair.into_iter().nth(1),
+                    _ => None,
+                };
+                if let Some(Value::BulkString(value)) = value {
+                    let value = printable(&String::from_utf8_lossy(&value));
+                    found.settings.insert(setting.to_owned(), value);
+                }
+            }
+            Ok(found)
+        })
+    }
+}
