@@ -8,7 +8,27 @@ use super::{Cli, Command, demo};
 
 const SECRET: &str = "redis://ann:s3cret@cache";
 
-const WORDS: [&str; 34] = [
+const WORDS: [&str; 54] = [
+    "run",
+    "run-start",
+    "ls",
+    "show",
+    "watch",
+    "events",
+    "revoke",
+    "doctor",
+    "completions",
+    "man",
+    "bash",
+    "--write",
+    "-w",
+    "--name",
+    "--timeout",
+    "--grace",
+    "--owner",
+    "--if-free",
+    "--sort",
+    "--config",
     "demo",
     "bench",
     "bench-worker",
@@ -110,18 +130,30 @@ fn try_command_lines(u: &mut Unstructured<'_>) -> Result<()> {
             );
             assert!(!args.tree.as_os_str().is_empty(), "{line:?}");
         }
-        Ok(Cli {
-            command: Command::DemoWorker,
-        }) => assert!(line.iter().any(|word| word == "demo-worker")),
-        Ok(Cli {
-            command: Command::Simulate(_),
-        }) => assert!(line.iter().any(|word| word == "simulate")),
-        Ok(Cli {
-            command: Command::Bench(_),
-        }) => assert!(line.iter().any(|word| word == "bench")),
-        Ok(Cli {
-            command: Command::BenchWorker,
-        }) => assert!(line.iter().any(|word| word == "bench-worker")),
+        Ok(Cli { command }) => {
+            let typed = match command {
+                Command::Demo(_) => "demo",
+                Command::DemoWorker => "demo-worker",
+                Command::Simulate(_) => "simulate",
+                Command::Bench(_) => "bench",
+                Command::BenchWorker => "bench-worker",
+                #[cfg(unix)]
+                Command::Run(_) => "run",
+                #[cfg(unix)]
+                Command::RunKeeper => "run-keeper",
+                #[cfg(unix)]
+                Command::RunStart(_) => "run-start",
+                Command::Ls(_) => "ls",
+                Command::Show(_) => "show",
+                Command::Watch(_) => "watch",
+                Command::Events(_) => "events",
+                Command::Revoke(_) => "revoke",
+                Command::Doctor(_) => "doctor",
+                Command::Completions(_) => "completions",
+                Command::Man(_) => "man",
+            };
+            assert!(line.iter().any(|word| word == typed), "{line:?}");
+        }
         Err(error) => {
             assert_eq!(
                 error.exit_code(),

@@ -1,0 +1,220 @@
+//! The commands that look: who holds, since when, and who waits.
+//!
+//! What they show is a [`View`] of an inspection, by owner; a [`board`] keeps many of them up to date.
+
+mod board;
+pub(super) mod doctor;
+pub(super) mod events;
+pub(super) mod ls;
+pub(super) mod revoke;
+pub(super) mod show;
+pub(super) mod watch;
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt as _;
+use relatch::{ClientInfo, Inspection, Mode, Owner, Relatch};
+use serde::Serialize;
+
+use super::words::printable;
+
+pub(crate) const EXIT: &str = "Exit status: 0 all is well; 1 the answer is no (nobody holds, nothing was taken, something is wrong); 2 it could not run.";
+
+/// How many names are looked at at once: enough that the way to the server does not count.
+const AT_ONCE: usize = 64;
+
+/// A name, as it is shown.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct View {
+    pub(crate) name: String,
+    /// The strongest in which it is held.
+    pub(crate) mode: Option<Mode>,
+    pub(crate) fence: Option<u64>,
+    pub(crate) holder_count: u64,
+    pub(crate) waiter_count: u64,
+    pub(crate) longest_held_ms: Option<u64>,
+    pub(crate) longest_wait_ms: Option<u64>,
+    pub(crate) holders: Vec<Holding>,
+    pub(crate) waiters: Vec<InLine>,
+}
+
+/// An owner that holds.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Holding {
+    pub(crate) owner: Owner,
+    pub(crate) mode: Mode,
+    /// How many times it is entered, in all modes.
+    pub(crate) depth: usize,
+    pub(crate) holds: Vec<Entered>,
+}
+
+/// One time that an owner has entered.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Entered {
+    pub(crate) request: String,
+    pub(crate) mode: Mode,
+    pub(crate) label: Option<String>,
+    #[serde(flatten)]
+    pub(crate) process: Process,
+    pub(crate) since: String,
+    pub(crate) held_ms: u64,
+    pub(crate) lease_left_ms: u64,
+    pub(crate) revoked: bool,
+}
+
+/// Somebody who waits.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct InLine {
+    pub(crate) place: usize,
+    pub(crate) owner: Owner,
+    pub(crate) request: String,
+    pub(crate) mode: Mode,
+    pub(crate) label: Option<String>,
+    #[serde(flatten)]
+    pub(crate) process: Process,
+    pub(crate) waited_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Process {
+    pub(crate) host: Option<String>,
+    pub(crate) pid: Option<u32>,
+    pub(crate) program: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) connected: Option<bool>,
+}
+
+impl Process {
+    pub(crate) fn of(client: Option<&ClientInfo>, connected: Option<bool>) -> Self {
+        Self {
+            host: client.map(|client| client.host.clone()),
+            pid: client.map(|client| client.pid),
+            program: client.map(|client| client.program.clone()),
+            version: client.map(|client| client.version.clone()),
+            connected,
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.connected == Some(false)
+    }
+
+    /// In a few words.
+    pub(crate) fn words(&self) -> String {
+        let gone = if self.is_gone() { ", not connected" } else { "" };
+        match (&self.program, self.pid, &self.host) {
+            (Some(program), Some(pid), Some(host)) => {
+                format!("{} (pid {pid}) on {}{gone}", printable(program), printable(host))
+            }
+            _ if self.connected == Some(true) => "a process that has not said who it is".into(),
+            _ => "a process that is gone".into(),
+        }
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl View {
+    pub(crate) fn of(seen: &Inspection) -> Self {
+        let now = SystemTime::now();
+        let mut holders: Vec<Holding> = Vec::new();
+        for held in &seen.holders {
+            let entered = Entered {
+                request: held.request.clone(),
+                mode: held.mode,
+                label: held.label.clone(),
+                process: Process::of(held.client.as_ref(), held.connected),
+                since: time(now.checked_sub(held.held_for).unwrap_or(now)),
+                held_ms: ms(held.held_for),
+                lease_left_ms: ms(held.lease_left),
+                revoked: held.revoked,
+            };
+            match holders.iter_mut().find(|holding| holding.owner == held.owner) {
+                Some(holding) => {
+                    holding.mode = holding.mode.max(held.mode);
+                    holding.depth += 1;
+                    holding.holds.push(entered);
+                }
+                None => holders.push(Holding {
+                    owner: held.owner.clone(),
+                    mode: held.mode,
+                    depth: 1,
+                    holds: vec![entered],
+                }),
+            }
+        }
+        let waiters: Vec<InLine> = seen
+            .waiters
+            .iter()
+            .enumerate()
+            .map(|(at, waiting)| InLine {
+                place: at + 1,
+                owner: waiting.owner.clone(),
+                request: waiting.request.clone(),
+                mode: waiting.mode,
+                label: waiting.label.clone(),
+                process: Process::of(waiting.client.as_ref(), waiting.connected),
+                waited_ms: ms(waiting.waited),
+            })
+            .collect();
+        Self {
+            name: seen.name.clone(),
+            mode: holders.iter().map(|holding| holding.mode).max(),
+            fence: seen.fence,
+            holder_count: seen.holder_count,
+            waiter_count: seen.waiter_count,
+            longest_held_ms: seen.holders.iter().map(|held| ms(held.held_for)).max(),
+            longest_wait_ms: seen.waiters.iter().map(|waiting| ms(waiting.waited)).max(),
+            holders,
+            waiters,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.holder_count == 0 && self.waiter_count == 0
+    }
+
+    /// Who holds it, as far as there is room for one.
+    pub(crate) fn holder_words(&self) -> String {
+        let Some(entered) = self.holders.first().and_then(|holding| holding.holds.first()) else {
+            return String::new();
+        };
+        let more = match self.holder_count.saturating_sub(1) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        match &entered.label {
+            Some(label) => format!("{}{more}, {}", printable(label), entered.process.words()),
+            None => format!("{}{more}", entered.process.words()),
+        }
+    }
+}
+
+/// As everybody reads it.
+pub(crate) fn time(at: SystemTime) -> String {
+    // Before 1970 or after 9999 there is no such text.
+    std::panic::catch_unwind(|| humantime::format_rfc3339_millis(at).to_string()).unwrap_or_default()
+}
+
+/// Looks at every name that matches.
+async fn all(relatch: &Relatch, pattern: &str) -> Result<Vec<Inspection>, relatch::Error> {
+    let mut names = relatch.names(pattern);
+    let mut all = Vec::new();
+    while let Some(page) = names.next_page().await? {
+        all.extend(each(relatch, page).await?);
+    }
+    Ok(all)
+}
+
+async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Vec<Inspection>, relatch::Error> {
+    let mut looks = futures_util::stream::iter(names)
+        .map(|name| async move { relatch.inspect(&name).await })
+        .buffer_unordered(AT_ONCE);
+    let mut all = Vec::new();
+    while let Some(seen) = looks.next().await {
+        all.push(seen?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,157 @@
+//! Many names, kept up to date: what `events` and `watch` look at.
+//!
+//! The server tells which names change (client-side tracking), and those are looked at. A lease that runs out changes nothing by itself, so a
+//! name is looked at as well when one would. Where the server may not tell, all names are looked at from time to time.
+//!
+//! What was only there between two looks is not seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use relatch::{Changed, Changes, Error, Inspection, Names, Relatch};
+
+use super::{all, each};
+
+/// What a look found.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) before: Option<Seen>,
+    pub(crate) after: Seen,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) what: Inspection,
+}
+
+impl Seen {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.what.holder_count == 0 && self.what.waiter_count == 0
+    }
+
+    /// When a lease there has run out, unless it is renewed.
+    fn due(&self) -> Option<Instant> {
+        let left = self.what.holders.iter().map(|held| held.lease_left).min()?;
+        Some(self.at + left + AFTER)
+    }
+}
+
+pub(crate) struct Board {
+    relatch: Relatch,
+    pattern: String,
+    wanted: Names,
+    changes: Option<Changes>,
+    poll: Duration,
+    seen: BTreeMap<String, Seen>,
+    /// When to look at a name again, as a lease there would have run out.
+    due: BTreeSet<(Instant, String)>,
+    /// Looked at all of them once.
+    begun: bool,
+}
+
+/// So much after a lease's end it has ended, whatever is rounded.
+const AFTER: Duration = Duration::from_millis(5);
+
+impl Board {
+    pub(crate) fn new(relatch: Relatch, pattern: &str, poll: Duration) -> Self {
+        let changes = Some(relatch.changes());
+        Self {
+            wanted: relatch.names(pattern),
+            relatch,
+            pattern: pattern.to_owned(),
+            changes,
+            poll,
+            seen: BTreeMap::new(),
+            due: BTreeSet::new(),
+            begun: false,
+        }
+    }
+
+    /// Whether names are looked at as they change, not only from time to time.
+    pub(crate) fn is_told(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// What is new since the last call: at first everything that is there. Not cancel safe: drop the board as well.
+    pub(crate) async fn next(&mut self) -> Result<Vec<Look>, Error> {
+        let changed = match &mut self.changes {
+            Some(changes) => {
+                let due = self.due.first().map(|(at, _)| *at);
+                let lapse = async {
+                    match due {
+                        Some(at) => tokio::time::sleep_until(at.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = changes.next() => match changed {
+                        Ok(changed) => Some(changed),
+                        Err(error) if error.is_server() => {
+                            // Not allowed: from time to time, then.
+                            self.changes = None;
+                            Some(Changed::Anything)
+                        }
+                        Err(error) => return Err(error),
+                    },
+                    () = lapse => None,
+                }
+            }
+            None => {
+                if self.begun {
+                    tokio::time::sleep(self.poll).await;
+                }
+                Some(Changed::Anything)
+            }
+        };
+        let found = match changed {
+            Some(Changed::Names(names)) => {
+                let wanted = names.into_iter().filter(|name| self.wanted.matches(name));
+                each(&self.relatch, wanted.collect()).await?
+            }
+            None => {
+                let now = Instant::now();
+                let mut names = Vec::new();
+                while self.due.first().is_some_and(|(at, _)| *at <= now) {
+                    names.extend(self.due.pop_first().map(|(_, name)| name));
+                }
+                each(&self.relatch, names).await?
+            }
+            Some(_) => {
+                let mut found = all(&self.relatch, &self.pattern).await?;
+                // Those that are not listed any more have no key: they are idle now.
+                let listed: BTreeSet<&str> = found.iter().map(|seen| seen.name.as_str()).collect();
+                let gone = self
+                    .seen
+                    .keys()
+                    .filter(|name| !listed.contains(name.as_str()))
+                    .cloned();
+                let gone = each(&self.relatch, gone.collect()).await?;
+                found.extend(gone);
+                self.begun = true;
+                found
+            }
+        };
+        let at = Instant::now();
+        Ok(found
+            .into_iter()
+            .map(|what| self.keep(Seen { at, what }))
+            .collect())
+    }
+
+    fn keep(&mut self, after: Seen) -> Look {
+        let name = after.what.name.clone();
+        let before = self.seen.remove(&name);
+        if let Some(due) = before.as_ref().and_then(Seen::due) {
+            self.due.remove(&(due, name.clone()));
+        }
+        if let Some(due) = after.due() {
+            self.due.insert((due, name.clone()));
+        }
+        // An idle name is remembered for as long as the server does, by its fence.
+        if !after.is_idle() || after.what.fence.is_some() {
+            self.seen.insert(name, after.clone());
+        }
+        Look { before, after }
+    }
+}

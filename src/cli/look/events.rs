@@ -1,0 +1,289 @@
+//! `relatch events`: what happens to names, as lines.
+//!
+//! An event is the difference between two looks at a name. The server tells which name to look at as soon as it changes, so what lasts
+//! for a few milliseconds is seen; what comes and goes within that is not, except that a fence that grew tells of a write hold.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use relatch::{Holder, Mode, Waiting};
+use serde::Serialize;
+
+use super::board::{Board, Look};
+use super::{Process, time};
+use crate::cli::Outcome;
+use crate::cli::reach::{Reach, duration};
+use crate::cli::words::{brief, printable, say, tell};
+
+pub(crate) const LONG: &str = "\
+Tells what happens to names from now on, a line each, until it is interrupted:
+
+  acquire  a hold was granted at once          queue    somebody waits
+  grant    a hold was granted to a waiter      leave    somebody waits no more, and was not seen to hold
+  release  a hold was given back               passed   a write hold came and went unseen
+  lapse    a hold's lease ran out              revoke   a hold was revoked, and is not given back yet
+  upgrade  an upgradable hold became a write   downgrade  a hold became a weaker one
+
+The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen. A server whose \
+access rules forbid CLIENT TRACKING is looked at every --poll instead, and what lasts for less than that is not seen.";
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  relatch events 'jobs/*'
+  relatch events --json | jq -c 'select(.event == \"lapse\")'";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which names, as for `ls`; all, if nothing is said
+    #[arg(default_value = "*", hide_default_value = true)]
+    pattern: String,
+    /// One JSON object per line
+    #[arg(long)]
+    json: bool,
+    /// How often to look where the server does not tell
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "500ms")]
+    poll: Duration,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Event {
+    time: String,
+    pub(crate) event: &'static str,
+    pub(crate) name: String,
+    mode: Option<Mode>,
+    owner: Option<String>,
+    request: Option<String>,
+    label: Option<String>,
+    /// The last fence of the name.
+    fence: Option<u64>,
+    /// For how long it was held, or waited for.
+    after_ms: Option<u64>,
+    #[serde(flatten)]
+    process: Process,
+}
+
+impl Event {
+    fn line(&self) -> String {
+        let mut line = format!("{}  {:<9} {}", self.time, self.event, printable(&self.name));
+        if let Some(mode) = self.mode {
+            line.push_str(&format!("  {mode}"));
+        }
+        if let Some(ms) = self.after_ms {
+            line.push_str(&format!(" after {}", brief(Duration::from_millis(ms))));
+        }
+        if self.request.is_some() {
+            line.push_str(&format!("  {}", self.process.words()));
+        }
+        if let Some(label) = &self.label {
+            line.push_str(&format!(", {:?}", printable(label)));
+        }
+        line
+    }
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
+    let relatch = args.reach.connect().await?;
+    let mut board = Board::new(relatch.clone(), &args.pattern, args.poll);
+    let mut interrupted = std::pin::pin!(interrupted());
+    let (mut begun, mut away, mut told) = (false, false, true);
+    loop {
+        let looks = tokio::select! {
+            looks = board.next() => looks,
+            over = &mut interrupted => {
+                over.context("Ctrl-C can't be heard")?;
+                break;
+            }
+        };
+        let looks = match looks {
+            Ok(looks) => looks,
+            // It comes back, or somebody ends this.
+            Err(error) if begun && error.is_unreachable() => {
+                if !std::mem::replace(&mut away, true) {
+                    tell(&format!("{error}; trying on"));
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if std::mem::take(&mut away) {
+            tell("the server is back; what happened meanwhile is told as far as it can be seen now");
+        }
+        if told && !board.is_told() {
+            told = false;
+            tell(&format!(
+                "the server's access rules do not let this user have CLIENT TRACKING: looking every {}; what lasts for less is not seen",
+                brief(args.poll)
+            ));
+        }
+        if !std::mem::replace(&mut begun, true) {
+            let busy = looks.iter().filter(|look| !look.after.is_idle()).count();
+            tell(&format!("watching; {busy} names are held or waited for now"));
+            continue;
+        }
+        for event in looks.iter().flat_map(between) {
+            say(&if args.json {
+                serde_json::to_string(&event)?
+            } else {
+                event.line()
+            })?;
+        }
+    }
+    let _ = relatch.close().await;
+    Ok(Outcome::Yes)
+}
+
+/// By Ctrl-C, or by whoever ends a service.
+async fn interrupted() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            over = tokio::signal::ctrl_c() => over,
+            _ = term.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
+/// What happened between two looks at a name.
+pub(crate) fn between(look: &Look) -> Vec<Event> {
+    let new = &look.after.what;
+    let old = look.before.as_ref();
+    let none = (Vec::new(), Vec::new());
+    let (old_holders, old_waiters) =
+        old.map_or((&none.0, &none.1), |old| (&old.what.holders, &old.what.waiters));
+    let was_held: BTreeMap<&str, &Holder> = old_holders
+        .iter()
+        .map(|held| (held.request.as_str(), held))
+        .collect();
+    let is_held: BTreeMap<&str, &Holder> = new
+        .holders
+        .iter()
+        .map(|held| (held.request.as_str(), held))
+        .collect();
+    let waited: BTreeMap<&str, &Waiting> = old_waiters
+        .iter()
+        .map(|waiting| (waiting.request.as_str(), waiting))
+        .collect();
+    let now = time(SystemTime::now());
+    let of = |event: &'static str| Event {
+        time: now.clone(),
+        event,
+        name: new.name.clone(),
+        mode: None,
+        owner: None,
+        request: None,
+        label: None,
+        fence: new.fence,
+        after_ms: None,
+        process: Process::default(),
+    };
+    let held = |event: &'static str, held: &Holder| Event {
+        mode: Some(held.mode),
+        owner: Some(held.owner.to_string()),
+        request: Some(held.request.clone()),
+        label: held.label.clone(),
+        process: Process::of(held.client.as_ref(), held.connected),
+        ..of(event)
+    };
+    let waits = |event: &'static str, waiting: &Waiting| Event {
+        mode: Some(waiting.mode),
+        owner: Some(waiting.owner.to_string()),
+        request: Some(waiting.request.clone()),
+        label: waiting.label.clone(),
+        process: Process::of(waiting.client.as_ref(), waiting.connected),
+        ..of(event)
+    };
+    let ms = |time: Duration| u64::try_from(time.as_millis()).ok();
+    let mut events = Vec::new();
+    let entered = |holder: &&Holder| !was_held.contains_key(holder.request.as_str());
+    // An upgrade is a new request in the place of an old one.
+    let upgraded = |gone: &Holder| {
+        gone.mode == Mode::Upgradable
+            && new
+                .holders
+                .iter()
+                .filter(entered)
+                .any(|held| held.mode == Mode::Write && held.owner == gone.owner)
+    };
+    for holder in &new.holders {
+        let before = was_held.get(holder.request.as_str());
+        if holder.revoked && before.is_none_or(|before| !before.revoked) {
+            events.push(held("revoke", holder));
+        }
+        if before.is_some_and(|before| before.mode > holder.mode) {
+            events.push(held("downgrade", holder));
+        }
+    }
+    if let Some(old) = old {
+        for gone in old_holders
+            .iter()
+            .filter(|gone| !is_held.contains_key(gone.request.as_str()))
+        {
+            if upgraded(gone) {
+                continue;
+            }
+            let since = look.after.at.duration_since(old.at);
+            // What was renewed changed, and was looked at again.
+            let event = if since >= gone.lease_left {
+                "lapse"
+            } else {
+                "release"
+            };
+            let after_ms = ms(gone.held_for + since);
+            events.push(Event {
+                after_ms,
+                ..held(event, gone)
+            });
+        }
+    }
+    let fences = old.and_then(|old| old.what.fence).zip(new.fence);
+    let writes = new
+        .holders
+        .iter()
+        .filter(entered)
+        .any(|held| held.mode == Mode::Write);
+    if fences.is_some_and(|(old, new)| new > old) && !writes {
+        events.push(of("passed"));
+    }
+    for holder in new.holders.iter().filter(entered) {
+        let upgrade = holder.mode == Mode::Write
+            && old_holders.iter().any(|gone| {
+                gone.mode == Mode::Upgradable
+                    && gone.owner == holder.owner
+                    && !is_held.contains_key(gone.request.as_str())
+            });
+        let waiting = waited.get(holder.request.as_str());
+        let event = match waiting {
+            _ if upgrade => "upgrade",
+            Some(_) => "grant",
+            None => "acquire",
+        };
+        let after_ms = waiting.and_then(|waiting| {
+            ms(waiting.waited + old.map_or(Duration::ZERO, |old| look.after.at.duration_since(old.at)))
+        });
+        events.push(Event {
+            after_ms,
+            ..held(event, holder)
+        });
+    }
+    for waiting in &new.waiters {
+        if !waited.contains_key(waiting.request.as_str()) {
+            events.push(waits("queue", waiting));
+        }
+    }
+    // Lists are cut; who is not on them may still wait.
+    if new.waiter_count == new.waiters.len() as u64 {
+        for waiting in old_waiters {
+            let there = new.waiters.iter().any(|other| other.request == waiting.request);
+            if !there && !is_held.contains_key(waiting.request.as_str()) {
+                events.push(waits("leave", waiting));
+            }
+        }
+    }
+    events
+}

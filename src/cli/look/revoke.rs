@@ -1,0 +1,69 @@
+//! `relatch revoke`: takes a name away.
+
+use std::time::Duration;
+
+use relatch::Owner;
+use serde_json::json;
+
+use crate::cli::Outcome;
+use crate::cli::reach::Reach;
+use crate::cli::words::{brief, printable, say, tell};
+
+pub(crate) const LONG: &str = "\
+Takes a name away from everybody who holds it, or from one owner, and returns when they no longer do.
+
+Holders are told first, and give back by themselves; where none answers, as its process is dead, its hold ends with its lease. Whoever waits \
+stays in line and may hold by the time this returns. Ending this command early does not undo it.";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The name
+    name: String,
+    /// From this owner only, as `relatch show` tells it
+    #[arg(long, value_name = "ID")]
+    owner: Option<Owner>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
+    let relatch = args.reach.connect().await?;
+    let revoking = async {
+        match &args.owner {
+            Some(owner) => relatch.revoke_owner(&args.name, owner).await,
+            None => relatch.revoke(&args.name).await,
+        }
+    };
+    let patience = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let seen = relatch.inspect(&args.name).await.ok();
+        let last = seen
+            .iter()
+            .flat_map(|seen| &seen.holders)
+            .filter(|held| held.revoked);
+        let last = last.map(|held| held.lease_left).max().unwrap_or_default();
+        tell(&format!(
+            "revoked, not given back yet: whoever does not answer holds for {} more, until its lease ends",
+            brief(last)
+        ));
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    let taken = tokio::select! {
+        biased;
+        taken = revoking => taken?,
+        never = patience => match never {},
+    };
+    let _ = relatch.close().await;
+    if args.json {
+        say(&json!({ "name": args.name, "revoked": taken }).to_string())?;
+    } else if taken == 0 {
+        tell(&format!("nobody holds {:?} as that", printable(&args.name)));
+    } else {
+        let holds = if taken == 1 { "hold" } else { "holds" };
+        say(&format!("revoked {taken} {holds} on {:?}", printable(&args.name)))?;
+    }
+    Ok(if taken == 0 { Outcome::No } else { Outcome::Yes })
+}

@@ -1,0 +1,495 @@
+//! `ls`, `show`, `events`, `revoke`, `doctor`; completions and man pages.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use relatch::Owner;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{BOUND, RedisServer, eventually_blocking, free_port};
+use crate::{Running, client, done, relatch, until_waiting};
+
+fn json_lines(out: &str) -> Vec<Value> {
+    out.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+#[tokio::test]
+async fn names_are_listed_with_who_is_on_them() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let empty = done(Some(&url), &["ls"]).assert(0, "no name is held");
+    assert_eq!(empty.out, "");
+    let one = client(&url).await;
+    let _write = one.rwlock("jobs/nightly").unwrap().write().await.unwrap();
+    let _reads = (
+        one.rwlock("catalog").unwrap().read().await.unwrap(),
+        one.rwlock("catalog").unwrap().read().await.unwrap(),
+    );
+    one.rwlock("idle")
+        .unwrap()
+        .write()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    let lock = one.rwlock("jobs/nightly").unwrap();
+    tokio::spawn(async move { lock.read().await.map(drop) });
+    until_waiting(&one, "jobs/nightly", 1).await;
+
+    let out = done(Some(&url), &["ls"]).assert(0, "").out;
+    let words: Vec<Vec<&str>> = out
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        words[0],
+        [
+            "NAME", "MODE", "HOLDERS", "WAITERS", "LONGEST", "WAIT", "HELD", "FOR"
+        ]
+    );
+    assert_eq!(words[1][..5], ["catalog", "read", "2", "0", "-"], "{out}");
+    assert_eq!(words[2][..4], ["jobs/nightly", "write", "1", "1"], "{out}");
+    assert_eq!(words.len(), 3, "{out}");
+    assert!(
+        out.lines().all(|line| line.len() <= 80) && !out.contains('\x1b'),
+        "{out}"
+    );
+
+    let by_wait = done(Some(&url), &["ls", "--sort", "wait", "--json"])
+        .assert(0, "")
+        .out;
+    let by_wait = json_lines(&by_wait);
+    assert_eq!(by_wait[0]["name"], "jobs/nightly");
+    assert!(
+        by_wait[0]["longest_wait_ms"].is_u64() && by_wait[0]["fence"].is_u64(),
+        "{by_wait:?}"
+    );
+    assert_eq!(
+        json_lines(&done(Some(&url), &["ls", "j*", "--json"]).out).len(),
+        1
+    );
+    assert_eq!(
+        json_lines(&done(Some(&url), &["ls", "--all", "--json"]).out).len(),
+        3
+    );
+    assert_eq!(server.command_count("keys"), 0);
+}
+
+#[tokio::test]
+async fn one_name_is_shown_with_owner_depth_label_process_times_and_line() {
+    let server = RedisServer::start();
+    let url = server.url();
+    done(Some(&url), &["show", "it"]).assert(1, "");
+    let (one, owner) = (client(&url).await, Owner::new());
+    let lock = one.rwlock("it").unwrap();
+    let outer = lock.write().owner(&owner).label("nightly import").await.unwrap();
+    let _inner = lock.read().owner(&owner).await.unwrap();
+    let waiting = one.rwlock("it").unwrap();
+    tokio::spawn(async move { waiting.write().label("next").await.map(drop) });
+    until_waiting(&one, "it", 1).await;
+
+    let out = done(Some(&url), &["show", "it"]).assert(0, "").out;
+    let pid = format!("(pid {})", std::process::id());
+    for words in [
+        &format!("fence {}", outer.fence()),
+        &format!("owner {owner}, depth 2"),
+        "\"nightly import\"",
+        &pid,
+        "since 20",
+        "lease ",
+        "in line",
+        "   1  write",
+        "\"next\"",
+    ] {
+        assert!(out.contains(words), "no {words:?} in:\n{out}");
+    }
+    let shown: Value =
+        serde_json::from_str(&done(Some(&url), &["show", "it", "--json"]).assert(0, "").out).unwrap();
+    let holding = &shown["holders"][0];
+    assert_eq!(
+        (&holding["owner"], &holding["depth"]),
+        (&owner.to_string().into(), &2.into())
+    );
+    assert_eq!(
+        (&holding["holds"][0]["mode"], &holding["holds"][1]["mode"]),
+        (&"write".into(), &"read".into())
+    );
+    assert_eq!(
+        (&holding["holds"][0]["pid"], &holding["holds"][0]["connected"]),
+        (&std::process::id().into(), &true.into())
+    );
+    assert_eq!(
+        (&shown["waiters"][0]["label"], &shown["waiters"][0]["place"]),
+        (&"next".into(), &1.into())
+    );
+    assert_eq!(shown["fence"], outer.fence());
+}
+
+#[tokio::test]
+async fn nothing_that_others_wrote_reaches_the_terminal_as_it_is() {
+    let server = RedisServer::start();
+    let one = client(&server.url()).await;
+    let evil = "evil\u{1b}[2J\n\u{202e}name";
+    let _held = one
+        .rwlock(evil)
+        .unwrap()
+        .write()
+        .label("la\u{1b}[31mbel")
+        .await
+        .unwrap();
+    for arguments in [
+        &["ls"][..],
+        &["show", evil],
+        &["doctor"],
+        &["run", "-i", "-w", evil, "true"],
+    ] {
+        let done = done(Some(&server.url()), arguments);
+        let said = done.out + &done.err;
+        assert!(
+            !said.contains('\x1b') && !said.contains('\u{202e}'),
+            "{arguments:?}: {said:?}"
+        );
+    }
+    let mut listed = json_lines(&done(Some(&server.url()), &["ls", "--json"]).out);
+    assert_eq!(listed.remove(0)["name"], evil, "machines get it as it is");
+}
+
+#[test]
+fn whoever_stops_reading_ends_it_quietly() {
+    let server = RedisServer::start();
+    for at in 0..2000 {
+        server.reply(&[
+            "HSET",
+            &format!("relatch:1:{{{}{at}}}", "x".repeat(200)),
+            "fence",
+            "1",
+        ]);
+    }
+    let mut ls = relatch(Some(&server.url()), &["ls", "--all", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(100, ls.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let done = crate::Done::from(ls.wait_with_output().unwrap());
+    done.assert(0, "");
+}
+
+#[tokio::test]
+async fn a_hold_is_revoked_from_everybody_or_from_one_owner() {
+    let server = RedisServer::start();
+    let url = server.url();
+    done(Some(&url), &["revoke", "it"]).assert(1, "nobody holds");
+    let (one, ann, ben) = (client(&url).await, Owner::new(), Owner::new());
+    let lock = one.rwlock("it").unwrap();
+    let (hers, his) = (
+        lock.read().owner(&ann).await.unwrap(),
+        lock.read().owner(&ben).await.unwrap(),
+    );
+    let revoke = async |arguments: Vec<String>| {
+        let url = url.clone();
+        tokio::task::spawn_blocking(move || {
+            done(
+                Some(&url),
+                &arguments.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
+        })
+        .await
+        .unwrap()
+    };
+    let of = |text: &[&str]| text.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let done_ = revoke(of(&["revoke", "it", "--owner", &ann.to_string()]))
+        .await
+        .assert(0, "");
+    assert_eq!(done_.out, "revoked 1 hold on \"it\"\n");
+    assert!(!hers.is_held() && his.is_held());
+    let done_ = revoke(of(&["revoke", "it", "--json"])).await.assert(0, "");
+    assert_eq!(done_.out, "{\"name\":\"it\",\"revoked\":1}\n");
+    assert!(!his.is_held());
+    revoke(of(&["revoke", "it", "--owner", "ann"]))
+        .await
+        .assert(2, "is not an owner");
+}
+
+/// What happened to `it`, as (event, mode).
+fn events(run: &Running) -> Vec<(String, String)> {
+    let lines = run.said("out");
+    // The last may not be whole yet.
+    let whole = lines.rfind('\n').map_or("", |end| &lines[..end]);
+    json_lines(whole)
+        .iter()
+        .map(|event| {
+            (
+                event["event"].as_str().unwrap().to_owned(),
+                event["mode"].as_str().unwrap_or("").to_owned(),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_told_as_they_happen() {
+    let server = RedisServer::start();
+    let url = server.url();
+    // Once told by the server, once where it may not tell.
+    server.reply(&[
+        "ACL",
+        "SETUSER",
+        "ann",
+        "on",
+        ">pw",
+        "~*",
+        "&*",
+        "+@all",
+        "-client|tracking",
+    ]);
+    let may_not = url.replace("redis://", "redis://ann:pw@");
+    let mut told = [
+        Running::start(&url, &["events", "i*", "--json"]),
+        Running::start(&may_not, &["events", "--json", "--poll", "10ms"]),
+    ];
+    let expect = |run: &Running, expected: &[(&str, &str)]| {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(event, mode)| (event.to_string(), mode.to_string()))
+            .collect();
+        eventually_blocking(BOUND, &format!("{expected:?}"), || events(run) == expected);
+    };
+    for run in &told {
+        run.until_it_says("err", "watching; 0 names");
+    }
+    assert!(
+        told[1].said("err").contains("CLIENT TRACKING"),
+        "{}",
+        told[1].said("err")
+    );
+    let one = client(&url).await;
+    let lock = one.rwlock("it").unwrap();
+    let both = |expected: &[(&str, &str)]| told.iter().for_each(|run| expect(run, expected));
+
+    let held = lock.write().label("first").await.unwrap();
+    let mut so_far = vec![("acquire", "write")];
+    both(&so_far);
+    let next = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.upgradable_read().await.unwrap() }
+    });
+    until_waiting(&one, "it", 1).await;
+    so_far.push(("queue", "upgradable"));
+    both(&so_far);
+    let gave_up = lock.read().timeout(Duration::from_millis(100)).await;
+    assert!(gave_up.unwrap_err().is_timeout());
+    so_far.extend([("queue", "read"), ("leave", "read")]);
+    both(&so_far);
+    held.release().await.unwrap();
+    let next = next.await.unwrap();
+    so_far.extend([("release", "write"), ("grant", "upgradable")]);
+    both(&so_far);
+    let write = next.upgrade().await.unwrap();
+    so_far.push(("upgrade", "write"));
+    both(&so_far);
+    let read = write.downgrade().await.unwrap();
+    so_far.push(("downgrade", "read"));
+    both(&so_far);
+    drop(read);
+    so_far.push(("release", "read"));
+    both(&so_far);
+
+    // A client that dies, and one that is slow to give back.
+    let mut dies = Running::start(&url, &["run", "-w", "it", "--lease", "1s", "--", "sleep", "100"]);
+    so_far.push(("acquire", "write"));
+    both(&so_far);
+    dies.process.kill();
+    so_far.push(("lapse", "write"));
+    both(&so_far);
+    let slow = lock.write().keep_until_dropped().await.unwrap();
+    so_far.push(("acquire", "write"));
+    both(&so_far);
+    let revoking = tokio::spawn(async move { one.revoke("it").await });
+    so_far.push(("revoke", "write"));
+    both(&so_far);
+    drop(slow);
+    revoking.await.unwrap().unwrap();
+    so_far.push(("release", "write"));
+    both(&so_far);
+
+    for run in &mut told {
+        run.process.signal(Signal::TERM);
+        assert_eq!(run.ended().code(), Some(0), "{}", run.said("err"));
+    }
+    let first: Value = json_lines(&told[0].said("out")).remove(0);
+    assert_eq!(
+        (&first["name"], &first["label"], &first["pid"]),
+        (&"it".into(), &"first".into(), &std::process::id().into())
+    );
+}
+
+#[test]
+fn a_write_that_nobody_saw_is_told_by_its_fence() {
+    let server = RedisServer::start();
+    done(Some(&server.url()), &["run", "-w", "it", "true"]).assert(0, "");
+    let run = Running::start(&server.url(), &["events", "--json"]);
+    run.until_it_says("err", "watching");
+    // As a write hold leaves it that came and went.
+    server.reply(&["HINCRBY", "relatch:1:{it}", "fence", "1000"]);
+    eventually_blocking(BOUND, "an event", || !events(&run).is_empty());
+    assert_eq!(events(&run), [("passed".to_owned(), String::new())]);
+}
+
+#[test]
+fn events_go_on_when_the_server_was_away() {
+    let server = RedisServer::start();
+    let run = Running::start(&server.url(), &["events"]);
+    run.until_it_says("err", "watching");
+    server.kill();
+    run.until_it_says("err", "trying on");
+    server.restart_empty();
+    run.until_it_says("err", "the server is back");
+    done(Some(&server.url()), &["run", "-w", "it", "sleep", "0.1"]).assert(0, "");
+    run.until_it_says("out", "acquire   it  write");
+    run.until_it_says("out", "release   it  write after");
+}
+
+#[test]
+fn the_doctor_finds_nothing_wrong_with_a_good_server() {
+    let server = RedisServer::start();
+    let well = done(Some(&server.url()), &["doctor"]).assert(0, "");
+    for words in [
+        "Redis ",
+        "a round trip takes",
+        "its clock",
+        "noeviction",
+        "handed on in",
+        "CLIENT TRACKING",
+        "all is well",
+    ] {
+        assert!(well.out.contains(words), "no {words:?} in:\n{}", well.out);
+    }
+    let report: Value =
+        serde_json::from_str(&done(Some(&server.url()), &["doctor", "--json"]).assert(0, "").out).unwrap();
+    assert!(
+        report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|finding| finding["level"] == "ok" || finding["level"] == "note"),
+        "{report:#}"
+    );
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
+    let server = RedisServer::start_with(&[
+        "--maxmemory",
+        "100mb",
+        "--maxmemory-policy",
+        "allkeys-lru",
+        "--timeout",
+        "3",
+    ]);
+    let mut dies = Running::start(
+        &server.url(),
+        &["run", "-w", "left", "--", "sh", "-c", "echo $$ > pid; sleep 100"],
+    );
+    dies.pid("pid");
+    dies.process.kill();
+    let ill = done(Some(&server.url()), &["doctor"]).assert(1, "");
+    for words in [
+        "it may evict locks",
+        "maxmemory-policy noeviction",
+        "it closes connections",
+        "CONFIG SET timeout 0",
+        "\"left\" is held (write)",
+        "it ends with its lease",
+        "3 things need attention",
+    ] {
+        assert!(ill.out.contains(words), "no {words:?} in:\n{}", ill.out);
+    }
+}
+
+#[test]
+fn the_doctor_tells_which_rights_are_missing() {
+    let server = RedisServer::start();
+    server.reply(&[
+        "ACL",
+        "SETUSER",
+        "ann",
+        "on",
+        ">pw",
+        "~relatch:1:*",
+        "&relatch:1:*",
+        "+@all",
+        "-@admin",
+        "-@dangerous",
+        "-client|tracking",
+        "-scan",
+    ]);
+    let url = server.url().replace("redis://", "redis://ann:pw@");
+    let ill = done(Some(&url), &["doctor"]).assert(1, "");
+    for words in [
+        "may not ask for INFO",
+        "+info",
+        "handed on in",
+        "does not tell which names change",
+        "+client|tracking",
+        "the names can't be listed",
+    ] {
+        assert!(ill.out.contains(words), "no {words:?} in:\n{}", ill.out);
+    }
+    assert!(!ill.out.contains("pw@"), "{}", ill.out);
+}
+
+#[test]
+fn what_could_not_be_looked_at_says_why_with_status_2() {
+    let server = RedisServer::start();
+    let nowhere = format!("redis://127.0.0.1:{}", free_port());
+    for command in ["ls", "show it", "revoke it", "events", "doctor"] {
+        let words: Vec<&str> = command.split(' ').collect();
+        done(Some(&nowhere), &words).assert(2, "is a server running there");
+        done(None, &words).assert(2, "no server is named");
+    }
+    server.reply(&["SET", "relatch:1:{text}", "1"]);
+    done(Some(&server.url()), &["show", "text"]).assert(2, "holds something else");
+    done(Some(&server.url()), &["show", ""]).assert(2, "name is empty");
+    server.reply(&["CONFIG", "SET", "requirepass", "s3cret"]);
+    done(Some(&server.url()), &["ls"]).assert(2, "wants a password");
+}
+
+#[test]
+fn completions_and_man_pages_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = done(None, &["completions", shell]).assert(0, "").out;
+        assert!(out.contains("doctor") && out.contains("if-free"), "{out}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    done(None, &["man", "--dir", folder.path().to_str().unwrap()]).assert(0, "pages");
+    let help = done(None, &["--help"]).assert(0, "").out;
+    for command in [
+        "run",
+        "ls",
+        "show",
+        "watch",
+        "events",
+        "revoke",
+        "doctor",
+        "demo",
+        "completions",
+        "man",
+    ] {
+        assert!(help.contains(&format!("\n  {command} ")), "{help}");
+        let page = crate::read(&folder.path().join(format!("relatch-{command}.1")));
+        assert!(page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    assert!(crate::read(&folder.path().join("relatch.1")).contains("relatch\\-run(1)"));
+    assert!(done(None, &["man", "run"]).assert(0, "").out.contains("121"));
+    assert!(!folder.path().join("relatch-run-keeper.1").exists());
+    done(None, &["man", "nosuch"]).assert(2, "no page");
+}

@@ -1,0 +1,206 @@
+//! The commands that run under locks and that look at them, as their users do: the built binary, a real server, real signals, a terminal.
+#![cfg(all(feature = "cli", unix))]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod look;
+mod run;
+mod terminal;
+mod watch;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use relatch::Relatch;
+use rustix::process::{Pid, Signal};
+use support::child::{Process, command};
+use support::{BOUND, eventually_blocking};
+use tempfile::TempDir;
+
+const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
+
+/// The command, in an environment that says nothing of servers, and without a terminal, whoever runs the tests.
+fn relatch(url: Option<&str>, arguments: &[&str]) -> Command {
+    let has_setsid = Command::new("setsid")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
+    let mut relatch = if has_setsid {
+        let mut relatch = command(OsStr::new("setsid"));
+        relatch.arg(RELATCH);
+        relatch
+    } else {
+        command(OsStr::new(RELATCH))
+    };
+    relatch.args(arguments).stdin(Stdio::null());
+    quiet(|name, value| {
+        match value {
+            Some(value) => relatch.env(name, value),
+            None => relatch.env_remove(name),
+        };
+    });
+    if let Some(url) = url {
+        relatch.env("RELATCH_REDIS", url);
+    }
+    relatch
+}
+
+/// What the environment of whoever runs the tests must not say.
+fn quiet(mut set: impl FnMut(&str, Option<&str>)) {
+    for name in [
+        "RELATCH_REDIS",
+        "RELATCH_CONFIG",
+        "RELATCH_OWNER",
+        "RELATCH_NAME",
+        "RELATCH_FENCE",
+        "RELATCH_HOLDS",
+        "XDG_CONFIG_HOME",
+        "NO_COLOR",
+        "RUST_BACKTRACE",
+    ] {
+        set(name, None);
+    }
+    set("HOME", Some("/nonexistent"));
+}
+
+/// What it printed, and its status.
+struct Done {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        }
+    }
+}
+
+impl Done {
+    #[track_caller]
+    fn assert(self, code: i32, err: &str) -> Self {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
+        assert!(self.err.contains(err), "no {err:?} in: {}", self.err);
+        self
+    }
+}
+
+fn done(url: Option<&str>, arguments: &[&str]) -> Done {
+    relatch(url, arguments).output().unwrap().into()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A command that goes on while the test does something. What it writes is in files.
+struct Running {
+    process: Process,
+    directory: TempDir,
+}
+
+impl Running {
+    fn start(url: &str, arguments: &[&str]) -> Self {
+        Self::start_as(relatch(Some(url), arguments))
+    }
+
+    /// In a directory of its own.
+    fn start_as(mut command: Command) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create(directory.path().join(name)).unwrap();
+        command
+            .stdout(file("out"))
+            .stderr(file("err"))
+            .current_dir(directory.path());
+        let process = Process::spawn(command).unwrap();
+        Self { process, directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn said(&self, file: &str) -> String {
+        read(&self.path(file))
+    }
+
+    #[track_caller]
+    fn until_it_says(&self, file: &str, words: &str) {
+        eventually_blocking(BOUND, words, || self.said(file).contains(words));
+    }
+
+    #[track_caller]
+    fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually_blocking(BOUND, "the command ends", || {
+            status = self.process.ended();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// The process that wrote its id into this file.
+    #[track_caller]
+    fn pid(&self, file: &str) -> Pid {
+        let mut pid = None;
+        eventually_blocking(BOUND, "a process id", || {
+            pid = self.said(file).trim().parse().ok().and_then(Pid::from_raw);
+            pid.is_some()
+        });
+        pid.unwrap()
+    }
+}
+
+fn read(path: &Path) -> String {
+    text(&fs::read(path).unwrap_or_default())
+}
+
+/// Whether a process runs; one that ended and was not waited for does not.
+fn runs(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    match stat {
+        Ok(stat) => !stat.rsplit(") ").next().unwrap().starts_with(['Z', 'X']),
+        Err(_) if Path::new("/proc/self/stat").exists() => false,
+        Err(_) => rustix::process::test_kill_process(pid).is_ok(),
+    }
+}
+
+#[track_caller]
+fn until_gone(pid: Pid) {
+    eventually_blocking(BOUND, "the process is gone", || !runs(pid));
+}
+
+fn send(pid: Pid, signal: Signal) {
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// A client of the test's own, with short leases.
+async fn client(url: &str) -> Relatch {
+    Relatch::builder()
+        .url(url)
+        .lease(Duration::from_secs(2))
+        .claim(Duration::from_secs(1))
+        .connect()
+        .await
+        .unwrap()
+}
+
+async fn until_waiting(relatch: &Relatch, name: &str, count: u64) {
+    support::eventually_async(BOUND, &format!("{count} wait for {name}"), async || {
+        relatch
+            .inspect(name)
+            .await
+            .is_ok_and(|seen| seen.waiter_count == count)
+    })
+    .await;
+}
