@@ -133,3 +133,16 @@ fn every_peer_that_is_measured_has_a_paragraph() {
         );
     }
 }
+
+#[test]
+fn every_test_that_the_page_of_the_command_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut code = String::new();
+    sources(&root.join("tests/command"), &mut code);
+    let page = fs::read_to_string(root.join("docs/commands.md")).unwrap();
+    let tests: Vec<&str> = named(&page).into_iter().filter(|name| name.len() > 20).collect();
+    for test in &tests {
+        assert!(code.contains(&format!("fn {test}(")), "{test:?}");
+    }
+    assert!(tests.len() > 5, "{tests:?}");
+}

@@ -99,6 +99,16 @@ impl Process {
         self.connected == Some(false)
     }
 
+    /// In as little room as it gets.
+    fn brief(&self) -> String {
+        match (&self.program, &self.host, self.pid) {
+            (Some(program), Some(host), Some(pid)) if !self.is_gone() => {
+                format!("{}@{} {pid}", printable(program), printable(host))
+            }
+            _ => self.words(),
+        }
+    }
+
     /// In a few words.
     pub(crate) fn words(&self) -> String {
         let gone = if self.is_gone() { ", not connected" } else { "" };
@@ -186,8 +196,8 @@ impl View {
             more => format!(" and {more} more"),
         };
         match &entered.label {
-            Some(label) => format!("{}{more}, {}", printable(label), entered.process.words()),
-            None => format!("{}{more}", entered.process.words()),
+            Some(label) => format!("{}{more}, {}", printable(label), entered.process.brief()),
+            None => format!("{}{more}", entered.process.brief()),
         }
     }
 }

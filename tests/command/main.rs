@@ -6,6 +6,7 @@
 mod support;
 
 mod look;
+mod picture;
 mod run;
 mod terminal;
 mod watch;

@@ -219,3 +219,20 @@ async fn whoever_waits_at_a_terminal_sees_one_line_that_changes_and_goes() {
     assert_eq!(terminal.ended().code(), Some(0));
     assert!(!terminal.shows().contains("waiting"), "{}", terminal.shows());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_z_stops_both_and_both_go_on_under_the_lock() {
+    let server = RedisServer::start();
+    let inside = "echo ready; read x; echo got $x";
+    let script = format!(
+        "set -m; {RELATCH} run -w it -- bash -c '{inside}'; echo \"stopped $?\"; fg > /dev/null; echo \"ended $?\""
+    );
+    let mut terminal = Terminal::start(&server.url(), "bash", &["-c", &script]);
+    terminal.until_it_shows("ready");
+    terminal.type_in("\x1a");
+    terminal.until("both are stopped", |seen| seen.contains("stopped 14"));
+    terminal.type_in("hi\n");
+    terminal.until_it_shows("got hi");
+    terminal.until_it_shows("ended 0");
+    assert_eq!(terminal.ended().code(), Some(0));
+}
