@@ -104,6 +104,8 @@ impl Board {
                 Some(Changed::Anything)
             }
         };
+        // The time before a look: what had a lease left then may have had less of it, never more.
+        let at = Instant::now();
         let found = match changed {
             Some(Changed::Names(names)) => {
                 let wanted = names.into_iter().filter(|name| self.wanted.matches(name));
@@ -132,7 +134,6 @@ impl Board {
                 found
             }
         };
-        let at = Instant::now();
         Ok(found
             .into_iter()
             .map(|what| self.keep(Seen { at, what }))

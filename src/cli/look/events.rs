@@ -149,6 +149,9 @@ async fn interrupted() -> std::io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
+/// How exactly it is known when a lease ends.
+const ROUNDED: Duration = Duration::from_millis(10);
+
 /// What happened between two looks at a name.
 pub(crate) fn between(look: &Look) -> Vec<Event> {
     let new = &look.after.what;
@@ -228,8 +231,8 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
                 continue;
             }
             let since = look.after.at.duration_since(old.at);
-            // What was renewed changed, and was looked at again.
-            let event = if since >= gone.lease_left {
+            // What is renewed is far from its end. What is gone at its end was not given back there, but lapsed.
+            let event = if since + ROUNDED >= gone.lease_left {
                 "lapse"
             } else {
                 "release"
