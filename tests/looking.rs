@@ -67,6 +67,10 @@ async fn every_name_is_listed_once_and_only_what_matches() {
     for world in both() {
         let relatch = world.client().await;
         let odd = [
+            "{order:17}items",
+            "{order:17}=",
+            "{}x",
+            "{x}{y}%",
             "{a}",
             "}b",
             "50%",
@@ -100,6 +104,8 @@ async fn every_name_is_listed_once_and_only_what_matches() {
         assert_eq!(listed(&relatch, "gr??e").await, of(&["größe"]));
         assert_eq!(listed(&relatch, "[w{]*").await, of(&["written", "{a}"]));
         assert_eq!(listed(&relatch, "*}").await, of(&["{a}"]));
+        assert_eq!(listed(&relatch, "*items").await, of(&["{order:17}items"]));
+        assert_eq!(listed(&relatch, "{order*").await, of(&["{order:17}=", "{order:17}items"]));
         assert_eq!(listed(&relatch, "no*").await, of(&[]));
     }
 }

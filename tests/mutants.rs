@@ -126,7 +126,10 @@ fn faults(list: &List) -> Vec<String> {
             Err(error) => faults.push(format!("{name}: {}: {error}", mutant.file)),
         }
         let (target, test) = mutant.check();
-        let target_is_there = target == "lib" || Path::new(ROOT).join(format!("tests/{target}.rs")).is_file();
+        let target_is_there = target == "lib"
+            || [format!("tests/{target}.rs"), format!("tests/{target}/main.rs")]
+                .iter()
+                .any(|file| Path::new(ROOT).join(file).is_file());
         // As a function, or as a name in a list that a macro makes functions of.
         let claim = test.rsplit("::").next().unwrap_or(test);
         let test_is_there = [format!("fn {claim}("), format!("    {claim}: ")]
@@ -302,6 +305,7 @@ impl Copy {
             .env("CARGO_TARGET_DIR", &self.build);
         match target {
             "lib" => cargo.arg("--lib"),
+            "command" => cargo.args(["--features", "cli", "--test", "command"]),
             other => cargo.args(["--test", other]),
         };
         let output = cargo.output().map_err(|error| format!("cargo: {error}"))?;

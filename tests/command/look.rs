@@ -17,7 +17,7 @@ fn json_lines(out: &str) -> Vec<Value> {
         .collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn names_are_listed_with_who_is_on_them() {
     let server = RedisServer::start();
     let url = server.url();
@@ -80,7 +80,7 @@ async fn names_are_listed_with_who_is_on_them() {
     assert_eq!(server.command_count("keys"), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn one_name_is_shown_with_owner_depth_label_process_times_and_line() {
     let server = RedisServer::start();
     let url = server.url();
@@ -130,7 +130,7 @@ async fn one_name_is_shown_with_owner_depth_label_process_times_and_line() {
     assert_eq!(shown["fence"], outer.fence());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_others_wrote_reaches_the_terminal_as_it_is() {
     let server = RedisServer::start();
     let one = client(&server.url()).await;
@@ -183,7 +183,7 @@ fn whoever_stops_reading_ends_it_quietly() {
     done.assert(0, "");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hold_is_revoked_from_everybody_or_from_one_owner() {
     let server = RedisServer::start();
     let url = server.url();

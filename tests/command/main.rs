@@ -15,7 +15,6 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
-use std::time::Duration;
 
 use relatch::Relatch;
 use rustix::process::{Pid, Signal};
@@ -185,15 +184,9 @@ fn send(pid: Pid, signal: Signal) {
     let _ = rustix::process::kill_process(pid, signal);
 }
 
-/// A client of the test's own, with short leases.
+/// A client of the test's own.
 async fn client(url: &str) -> Relatch {
-    Relatch::builder()
-        .url(url)
-        .lease(Duration::from_secs(2))
-        .claim(Duration::from_secs(1))
-        .connect()
-        .await
-        .unwrap()
+    Relatch::connect(url).await.unwrap()
 }
 
 async fn until_waiting(relatch: &Relatch, name: &str, count: u64) {

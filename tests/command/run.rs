@@ -54,7 +54,7 @@ fn a_command_that_a_signal_ended_has_128_and_its_number() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn each_way_not_to_run_it_has_a_status_of_its_own() {
     let server = RedisServer::start();
     let url = server.url();
@@ -124,7 +124,7 @@ fn a_run_within_a_run_re_enters_by_the_environment() {
     assert_eq!(inner.out, "inside\n");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn names_are_taken_in_their_order_whatever_order_was_typed() {
     let server = RedisServer::start();
     let other = client(&server.url()).await;
@@ -144,7 +144,7 @@ async fn names_are_taken_in_their_order_whatever_order_was_typed() {
     assert_eq!(run.ended().code(), Some(0));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_is_told_who_is_in_the_way_and_leaves_the_line_when_told_to_end() {
     let server = RedisServer::start();
     let other = client(&server.url()).await;
@@ -338,7 +338,7 @@ fn children(of: Pid) -> Vec<Pid> {
     stats.collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_hold_goes_on_when_the_command_has_ended() {
     let server = RedisServer::start();
     let other = client(&server.url()).await;

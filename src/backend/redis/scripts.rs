@@ -130,31 +130,38 @@ pub(super) const LOCKS: &str = "relatch:1:{";
 
 /// Whose key it is, and whether it is the one that every name has.
 pub(super) fn name_of(key: &[u8]) -> Option<(Name, bool)> {
-    let (name, suffix) = std::str::from_utf8(key)
-        .ok()?
-        .strip_prefix(LOCKS)?
-        .split_once('}')?;
-    let plain = name.replace("%7D", "}").replace("%7B", "{").replace("%25", "%");
-    let name_of = Name::new(&plain).ok()?;
+    let key = std::str::from_utf8(key).ok()?;
+    let (tag, rest) = key.strip_prefix(LOCKS)?.split_once('}')?;
+    let plain = |text: &str| text.replace("%7D", "}").replace("%7B", "{").replace("%25", "%");
+    let name = match rest.split_once('=') {
+        Some((_, rest)) => format!("{{{}}}{}", plain(tag), plain(rest)),
+        None => plain(tag),
+    };
+    let name = Name::new(&name).ok()?;
     // Only what we write: others may keep keys that look alike.
-    (in_braces(name_of.as_str()) == name).then_some((name_of, suffix.is_empty()))
+    let at = keys(&name).iter().position(|own| own == key)?;
+    Some((name, at == 0))
 }
 
-/// A server's pattern for the keys of the names that match, and for some of others.
+/// A server's pattern for the keys of the names that match, and for some of others: what is literal in it, in this order. Braces are in a key or
+/// are not, as a name begins with a tag or does not.
 pub(super) fn keys_like(pattern: &Pattern) -> String {
     let mut glob = String::from(LOCKS);
     for (at, literal) in pattern.literals().iter().enumerate() {
         if at > 0 {
             glob.push('*');
         }
-        for c in in_braces(literal).chars() {
-            if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-                glob.push('\\');
+        for c in literal.chars() {
+            match c {
+                '{' | '}' => glob.push('*'),
+                '%' => glob.push_str("%25"),
+                '*' | '?' | '[' | ']' | '\\' | '^' | '-' => glob.extend(['\\', c]),
+                c => glob.push(c),
             }
-            glob.push(c);
         }
     }
-    glob.push('}');
+    // The end of the tag, or what follows it.
+    glob.push('*');
     glob
 }
 
