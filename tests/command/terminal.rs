@@ -58,6 +58,12 @@ impl Terminal {
         (&*self.pty).write_all(keys.as_bytes()).unwrap();
     }
 
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        self.pty.resize(Size::new(rows, columns)).unwrap();
+        let (rows, columns) = (NonZeroU16::new(rows).unwrap(), NonZeroU16::new(columns).unwrap());
+        self.screen.lock().screen_mut().set_size(rows, columns);
+    }
+
     pub(crate) fn shows(&self) -> String {
         self.screen.lock().screen().contents()
     }

@@ -75,6 +75,14 @@ async fn the_screen_follows_what_happens_and_can_be_sorted_filtered_opened_and_r
     });
     terminal.until_it_shows("upgradable");
 
+    // However little room there is.
+    for (rows, columns) in [(4, 20), (1, 1), (24, 80)] {
+        terminal.resize(rows, columns);
+        terminal.type_in("r");
+        terminal.type_in("n");
+    }
+    terminal.until_it_shows("3 held, 3 waiting, by wait");
+
     // What is new is there by itself.
     let late = other.rwlock("late").unwrap().read().await.unwrap();
     terminal.until_it_shows("4 held");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::{Constraint, Layout, Position, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table, TableState, Wrap};
@@ -92,27 +92,46 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             break Err(anyhow::Error::from(error).context("the screen can't be drawn"));
         }
         assert!(!args.crash, "as asked for by --crash");
-        let told = tokio::select! {
+        let mut told = tokio::select! {
             told = heard.recv() => told,
             // Times go on.
             () = tokio::time::sleep(TICK) => continue,
             number = &mut ended => break Ok(Outcome::Status(u8::try_from(128 + number).unwrap_or(1))),
         };
-        match told {
-            None => break Ok(Outcome::Yes),
-            Some(News::Failed(error)) => break Err(error),
-            Some(News::Looks(looks)) => screen.see(looks),
-            Some(News::Away(why)) => screen.status = Some((true, why)),
-            Some(News::Revoked(what)) => screen.status = Some((false, what)),
-            Some(News::Resized) => {}
-            Some(News::Key(key)) => match screen.press(key) {
-                Does::Nothing => {}
-                Does::Quit => break Ok(Outcome::Yes),
-                Does::Revoke(name) => {
-                    screen.status = Some((false, format!("revoking {:?} …", printable(&name))));
-                    tokio::spawn(revoke(relatch.clone(), name, news.clone()));
+        // Whatever else has come is drawn with it.
+        let over = loop {
+            match told {
+                None => break Some(Ok(Outcome::Yes)),
+                Some(News::Failed(error)) => break Some(Err(error)),
+                Some(News::Looks(looks)) => screen.see(looks),
+                Some(News::Away(why)) => screen.status = Some((true, why)),
+                Some(News::Revoked(what)) => screen.status = Some((false, what)),
+                // It may be as large as it was again, and have lost what stood on it. (`clear` would ask the terminal where its cursor is, and
+                // the thread that reads keys would get the answer.)
+                Some(News::Resized) => {
+                    let size = terminal.size();
+                    if let Err(error) =
+                        size.and_then(|size| terminal.resize(Rect::from((Position::ORIGIN, size))))
+                    {
+                        break Some(Err(error.into()));
+                    }
                 }
-            },
+                Some(News::Key(key)) => match screen.press(key) {
+                    Does::Nothing => {}
+                    Does::Quit => break Some(Ok(Outcome::Yes)),
+                    Does::Revoke(name) => {
+                        screen.status = Some((false, format!("revoking {:?} …", printable(&name))));
+                        tokio::spawn(revoke(relatch.clone(), name, news.clone()));
+                    }
+                },
+            }
+            match heard.try_recv() {
+                Ok(more) => told = Some(more),
+                Err(_) => break None,
+            }
+        };
+        if let Some(outcome) = over {
+            break outcome;
         }
     };
     drop(_restored);
