@@ -152,14 +152,13 @@ impl EmbeddedBackend {
                 answer: Answer::joined(heard.into_iter().map(|heard| heard.answer)),
             });
         }
-        let (sent, answer) = self
-            .in_one(|steps| {
-                let answer = steps.on(&call.name, |state, context| state.apply(&call.operation, context));
-                if !matches!(call.operation, Operation::Inspect(_)) {
-                    steps.changed(&call.name);
-                }
-                answer
-            })?;
+        let (sent, answer) = self.in_one(|steps| {
+            let answer = steps.on(&call.name, |state, context| state.apply(&call.operation, context));
+            if !matches!(call.operation, Operation::Inspect(_)) {
+                steps.changed(&call.name);
+            }
+            answer
+        })?;
         Ok(Heard { sent, answer })
     }
 
@@ -342,7 +341,7 @@ impl Look for EmbeddedBackend {
         let world = self.server.world.lock();
         let listening = clients
             .iter()
-            .map(|id| Some(world.clients.contains_key(id)))
+            .map(|id| (!id.is_quiet()).then(|| world.clients.contains_key(id)))
             .collect();
         Box::pin(std::future::ready(Ok(listening)))
     }

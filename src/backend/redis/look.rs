@@ -164,6 +164,10 @@ impl Look for RedisBackend {
                 })
                 .collect();
             listening.resize(clients.len(), None);
+            // Some never listen.
+            for (listens, client) in listening.iter_mut().zip(clients) {
+                *listens = listens.filter(|_| !client.is_quiet());
+            }
             Ok(listening)
         })
     }
