@@ -203,13 +203,19 @@ fn left_behind(server: &RedisServer) -> Vec<String> {
 pub fn still_there(server: &RedisServer) -> Vec<String> {
     let mut left = Vec::new();
     for key in server.keys() {
-        let of_holds =
-            |field: &String| field.starts_with(['@', '#']) || ["top", "waiting"].contains(&field.as_str());
+        // A name where somebody waited once keeps the count, of none.
+        let of_holds = |(field, value): &(&str, &str)| {
+            field.starts_with(['@', '#']) || *field == "top" || (*field == "waiting" && *value != "0")
+        };
         let lines =
             |words: &[&str]| -> Vec<String> { server.reply(words).items().iter().map(Reply::text).collect() };
         if key.ends_with('}') {
-            let fields = lines(&["HKEYS", &key]).into_iter().filter(of_holds);
-            left.extend(fields.map(|field| format!("{field} in {key}")));
+            let all = lines(&["HGETALL", &key]);
+            let pairs = all
+                .chunks_exact(2)
+                .map(|pair| (pair[0].as_str(), pair[1].as_str()));
+            let fields = pairs.filter(of_holds);
+            left.extend(fields.map(|(field, _)| format!("{field} in {key}")));
         } else if key.ends_with(":readers") {
             let readers = lines(&["ZRANGE", &key, "0", "-1"]).into_iter();
             left.extend(
