@@ -242,32 +242,3 @@ async fn nothing_but_its_lease_ends_a_hold_of_a_process_that_never_comes_back() 
     );
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
-
-#[test]
-fn the_list_of_peers_failures_names_tests_that_exist() {
-    let list = include_str!("../docs/peers.md");
-    let sources = [
-        include_str!("conformance.rs"),
-        include_str!("crash.rs"),
-        include_str!("input.rs"),
-        include_str!("link.rs"),
-        include_str!("peers.rs"),
-        include_str!("../src/backend/redis/scripts/tests.rs"),
-    ];
-    let mut named = 0;
-    for name in list
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|name| name.contains('_') && name.chars().all(|c| c == '_' || c.is_ascii_lowercase()))
-    {
-        assert!(
-            sources
-                .iter()
-                .any(|source| source.contains(&format!("fn {name}("))),
-            "docs/peers.md names {name}, and there is no such test"
-        );
-        named += 1;
-    }
-    assert!(named >= 25, "only {named} tests are named");
-}
