@@ -11,9 +11,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::clock::Moment;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::looking::{ChangeSet, Cursor, Page, Pattern};
-use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Name, Push};
+use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Member, Name, Polled, Push, Replicas};
 
 pub(crate) mod embedded;
 #[cfg(feature = "redis")]
@@ -92,6 +92,21 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Who these clients are. In the order asked.
     fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>>;
 
+    /// Waits until so many replicas know what the backend knows of a granted request, or the time for it is over. Tells what that is, and how
+    /// many do.
+    fn replicated<'a>(
+        &'a self,
+        name: &'a Name,
+        member: Member,
+        replicas: Replicas,
+    ) -> Later<'a, Result<(Polled, u64), Failure>> {
+        let _ = (name, member, replicas);
+        let error = ErrorKind::Invalid(
+            "replicas are asked for, but an embedded server has none: leave them out".into(),
+        );
+        Box::pin(std::future::ready(Err(Failure::No(error.into()))))
+    }
+
     /// Counts the links: a new number means that pushes may have been missed and that the other side may have changed.
     fn generation(&self) -> watch::Receiver<u64>;
 
@@ -101,6 +116,16 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// What operators ask for, where it can be had.
     fn look(&self) -> Option<&dyn Look> {
         None
+    }
+
+    /// Whether grants are told by pushes. Where they are not, who waits must ask.
+    fn pushes(&self) -> bool {
+        true
+    }
+
+    /// What is not as it should be, with its remedy.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Keeps the link up. The client runs this for as long as it lives, on a runtime of its choice; when that runtime shuts down it

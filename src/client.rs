@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::backend::embedded::Embedded;
 use crate::backend::{Failure, Sink};
 use crate::clock::Clock;
-use crate::config::{Backoff, Config};
+use crate::config::{Backoff, Config, Tls};
 use crate::core::{Core, Handle, Home};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders};
@@ -74,7 +74,7 @@ impl Relatch {
             .expect("a thread for an embedded client")
     }
 
-    /// Connects to a Redis server: `redis://[[user]:password@]host[:port][/database]`.
+    /// Connects to where [`Config::url`] says, such as `redis://[[user]:password@]host[:port][/database]`.
     ///
     /// # Errors
     ///
@@ -156,6 +156,17 @@ impl Relatch {
     /// Several names if all can be had at once, else `None`.
     pub fn try_multi(&self, parts: impl Parts) -> TryMulti {
         self.multi(parts).at_once()
+    }
+
+    /// What is not as it should be with the server, each with its remedy; empty when all is well. Such as a memory policy that may evict
+    /// locks, or a right that is missing without which it works, but slowly. As found when the link was last made; also logged then.
+    ///
+    /// ```
+    /// let relatch = relatch::Relatch::embedded();
+    /// assert!(relatch.remarks().is_empty());
+    /// ```
+    pub fn remarks(&self) -> Vec<String> {
+        self.client.backend.remarks()
     }
 
     /// Who holds a name and who waits for it: at most 1,000 owners and 1,000 requests in line, the counts are whole.
@@ -364,11 +375,12 @@ pub(crate) async fn ask(core: &Core, name: &Name, operation: Operation) -> Resul
         operation,
     };
     let patience = core.clock.now().plus(core.config.patience);
+    let mut last = None;
     loop {
         let outcome = tokio::select! {
             biased;
             outcome = core.backend.call(&call) => outcome,
-            () = core.clock.sleep_until(patience) => return Err(core.unreachable(name)),
+            () = core.clock.sleep_until(patience) => return Err(core.unanswered(name, last)),
         };
         match outcome {
             Ok(heard) => {
@@ -376,7 +388,10 @@ pub(crate) async fn ask(core: &Core, name: &Name, operation: Operation) -> Resul
                 return Ok(heard.answer);
             }
             Err(Failure::No(error)) => return Err(error),
-            Err(Failure::Unknown(_)) => core.pause().await,
+            Err(Failure::Unknown(error)) => {
+                last = Some(error);
+                core.pause().await;
+            }
         }
     }
 }
@@ -476,6 +491,20 @@ impl Builder {
         self
     }
 
+    /// What the address does not say of TLS. See [`Config::tls`].
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), relatch::Error> {
+    /// let mut tls = relatch::Tls::default();
+    /// tls.ca = Some("/etc/redis/ca.pem".into());
+    /// let relatch = relatch::Relatch::builder().url("rediss://cache.example").tls(tls).connect().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.config.tls = tls;
+        self
+    }
+
     set! {
         /// See [`Config::lease`].
         lease
@@ -497,6 +526,14 @@ impl Builder {
     /// nobody passes it; but it learns later that it holds, and of a revocation only with its next renewal. Never needed otherwise.
     pub fn spin(mut self, backoff: Backoff) -> Self {
         self.config.spin = Some(backoff);
+        self
+    }
+
+    /// Every guard is handed out when so many replicas have acknowledged its hold, which they have `within` to do. See
+    /// [`Acquire::replicas`](crate::Acquire::replicas).
+    pub fn replicas(mut self, number: u32, within: Duration) -> Self {
+        self.config.replicas = number;
+        self.config.replicas_within = within;
         self
     }
 

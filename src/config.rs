@@ -1,12 +1,13 @@
 //! What can be set, with its defaults, and the checks of what a user gives.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::protocol::ClientId;
+use crate::protocol::{ClientId, Replicas};
 use crate::state::Tuning;
 
 /// The shortest lease and claim.
@@ -26,9 +27,20 @@ const MAX_LEASE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where the server is: `redis://[[user]:password@]host[:port][/database]`, or `embedded` for a server inside this
-    /// process, which excludes nobody outside it.
+    /// Where the server is, or `embedded` for a server inside this process, which excludes nobody outside it.
+    ///
+    /// | what is there | the address |
+    /// |---|---|
+    /// | one server | `redis://[[user]:password@]host[:port][/database]` |
+    /// | one server, over TLS | `rediss://…`, with `?ca=…&cert=…&key=…&server_name=…` for what [`Tls`] would say |
+    /// | a unix socket | `unix:///path/to/socket[?db=n&user=…&pass=…]` |
+    /// | Sentinels | `redis+sentinel://[[user]:password@]host[:port],host[:port],…/primary-name[/database]`, with `?sentinel_user=…&sentinel_password=…` where the Sentinels want that; `rediss+sentinel://` for TLS |
+    /// | a cluster | `redis-cluster://[[user]:password@]host[:port],host[:port],…`; `rediss-cluster://` for TLS |
+    ///
+    /// User, password and path are percent-encoded: `@ : / ? #` are written `%40 %3A %2F %3F %23`.
     pub url: Option<String>,
+    /// TLS, for what the address does not say of it. It takes an address with a scheme for TLS, such as `rediss://`.
+    pub tls: Tls,
     /// The lease of a hold that names none, renewed every third of it for as long as its guard lives. When the process dies
     /// the lock is free after at most this. 30 s.
     #[serde(with = "humantime_serde")]
@@ -52,6 +64,12 @@ pub struct Config {
     /// For a server, or a proxy in between, that has no pub/sub: who waits is not told, but asks, with this back-off. Its place is on
     /// the server all the same, so nobody passes it. None: the client is told by a push, which is quicker and costs less.
     pub spin: Option<Backoff>,
+    /// How many replicas must have acknowledged a hold before its guard is handed out. None: 0. See
+    /// [`Acquire::replicas`](crate::Acquire::replicas).
+    pub replicas: u32,
+    /// How long those replicas may take; a hold that too few have acknowledged by then is given back. 1 s.
+    #[serde(with = "humantime_serde")]
+    pub replicas_within: Duration,
     /// How long the fence of an idle name stays on the server, at least. 1 h.
     #[serde(with = "humantime_serde")]
     pub fence_retention: Duration,
@@ -61,6 +79,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: None,
+            tls: Tls::default(),
             lease: Duration::from_secs(30),
             claim: Duration::from_secs(5),
             patience: Duration::from_secs(30),
@@ -68,9 +87,28 @@ impl Default for Config {
             response_timeout: Duration::from_secs(2),
             idle_ping: Duration::from_secs(5),
             spin: None,
+            replicas: 0,
+            replicas_within: Duration::from_secs(1),
             fence_retention: Duration::from_secs(3600),
         }
     }
+}
+
+/// How a server proves who it is, and how this client does. Paths of PEM files; they are read whenever a connection is made, so that a
+/// certificate can be replaced while the program runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Tls {
+    /// The authorities that a server's certificate must be signed by. Without it, those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate, with what leads to its authority, for servers that want one. It needs a [`key`](Self::key).
+    pub cert: Option<PathBuf>,
+    /// The key to [`cert`](Self::cert), not encrypted.
+    pub key: Option<PathBuf>,
+    /// The name that must be in a server's certificate, where that is not the host of the address: for Sentinels and clusters, which
+    /// name servers by IP address.
+    pub server_name: Option<String>,
 }
 
 /// Without the URL, which may carry a password.
@@ -78,6 +116,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("url", &self.url.as_ref().map(|_| "…"))
+            .field("tls", &self.tls)
             .field("lease", &self.lease)
             .field("claim", &self.claim)
             .field("patience", &self.patience)
@@ -85,6 +124,8 @@ impl fmt::Debug for Config {
             .field("response_timeout", &self.response_timeout)
             .field("idle_ping", &self.idle_ping)
             .field("spin", &self.spin)
+            .field("replicas", &self.replicas)
+            .field("replicas_within", &self.replicas_within)
             .field("fence_retention", &self.fence_retention)
             .finish()
     }
@@ -116,6 +157,9 @@ impl Config {
         if let Some(spin) = self.spin {
             spin.check()?;
         }
+        if self.replicas > 0 {
+            check_replicas(self.replicas_within)?;
+        }
         if self.fence_retention > MAX_LEASE {
             return Err(ErrorKind::Invalid(format!(
                 "a fence_retention of {:?} is too long; {MAX_LEASE:?} is the longest",
@@ -132,6 +176,13 @@ impl Config {
             Some(_) => ClientId::quiet(),
             None => ClientId::random(),
         }
+    }
+
+    pub(crate) fn replicas_wanted(&self) -> Option<Replicas> {
+        (self.replicas > 0).then_some(Replicas {
+            number: self.replicas,
+            within: self.replicas_within,
+        })
     }
 
     pub(crate) fn tuning(&self) -> Tuning {
@@ -207,6 +258,16 @@ impl Backoff {
         let part = (crate::entropy::bits() & 1023) as u32;
         whole - whole / 2 * part / 1024
     }
+}
+
+pub(crate) fn check_replicas(within: Duration) -> Result<(), Error> {
+    if within < Duration::from_millis(1) || within > MAX_LEASE {
+        return Err(ErrorKind::Invalid(format!(
+            "replicas can't be given {within:?} to acknowledge a hold: 1 ms is the shortest, {MAX_LEASE:?} the longest"
+        ))
+        .into());
+    }
+    Ok(())
 }
 
 pub(crate) fn check_lease(what: &str, lease: Duration) -> Result<(), Error> {

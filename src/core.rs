@@ -268,7 +268,12 @@ impl Core {
     }
 
     pub(crate) fn unreachable(&self, name: &Name) -> Error {
-        let why = match self.backend.trouble() {
+        self.unanswered(name, None)
+    }
+
+    /// A call was repeated for as long as it may be; `last` is what it came to before.
+    pub(crate) fn unanswered(&self, name: &Name, last: Option<Error>) -> Error {
+        let why = match self.backend.trouble().or(last) {
             Some(error) => error.to_string(),
             None => "it does not answer".into(),
         };

@@ -51,6 +51,16 @@ pub(crate) enum ErrorKind {
         "the fence {fence} is stale: {seen} has been here; the hold that it belongs to is lost, and the next one has written"
     )]
     Stale { fence: u64, seen: u64 },
+    #[error(
+        "the hold on {name:?} was given back, as {acknowledged} of {wanted} replicas acknowledged it within {within:?}: see to \
+             the server's replicas (INFO replication), or ask for fewer"
+    )]
+    Unreplicated {
+        name: String,
+        wanted: u32,
+        acknowledged: u64,
+        within: Duration,
+    },
     #[error("{0}")]
     Unreachable(String),
     #[error("this client is closed; connect a new one")]
@@ -86,6 +96,11 @@ impl Error {
     /// A fence is smaller than one that has been seen: its hold is lost. See [`Gate`](crate::Gate).
     pub fn is_stale(&self) -> bool {
         matches!(self.kind(), ErrorKind::Stale { .. })
+    }
+
+    /// Fewer replicas than were asked for acknowledged the hold in time. It was given back. See [`Acquire::replicas`](crate::Acquire::replicas).
+    pub fn is_unreplicated(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Unreplicated { .. })
     }
 
     /// The server could not be reached, or did not answer in time. Whether it has done what it was asked is settled in the

@@ -237,6 +237,7 @@ impl Hold {
             max_hold: None,
             cap: self.held.cap,
             label: self.held.label.clone(),
+            replicas: Some(keep.replicas),
             wait,
             first: false,
             spin: None,

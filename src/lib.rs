@@ -42,7 +42,7 @@ pub use backend::embedded::Embedded;
 pub use backend::redis::Examination;
 pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
-pub use config::{Backoff, Config};
+pub use config::{Backoff, Config, Tls};
 pub use error::{Blame, Error, Holder, LostCause};
 pub use fenced::{Gate, Stamp};
 pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};

@@ -11,14 +11,14 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Failure, Together};
 use crate::clock::Moment;
-use crate::config::{Backoff, check_lease};
+use crate::config::{Backoff, check_lease, check_replicas};
 use crate::core::{Core, Handle};
-use crate::error::{Blame, Error, ErrorKind, Holder};
+use crate::error::{Blame, Error, ErrorKind, Holder, LostCause};
 use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
 use crate::owner::Owner;
 use crate::protocol::{
-    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId, Reply,
-    RequestId, Snapshot, Withdrawn, millis,
+    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId,
+    Polled, Replicas, Reply, RequestId, Snapshot, Withdrawn, millis,
 };
 use crate::state::BLAME_ROWS;
 use crate::waiters::{Outcome, Wanted};
@@ -133,6 +133,8 @@ impl RwLock {
 /// - [`is_refused`](Error::is_refused): it would have waited for its own owner.
 /// - [`is_unreachable`](Error::is_unreachable): the server did not answer within the timeout, or within
 ///   [`Config::patience`](crate::Config::patience) where there is none.
+/// - [`is_unreplicated`](Error::is_unreplicated): too few [`replicas`](Self::replicas) acknowledged it;
+///   [`is_lost`](Error::is_lost): it was lost while they were waited for.
 /// - [`is_invalid`](Error::is_invalid): an option that can't be used.
 /// - [`is_server`](Error::is_server): the server says no. [`is_closed`](Error::is_closed): the client was closed.
 ///
@@ -199,6 +201,8 @@ pub(crate) struct Spec {
     /// The cap of the hold that it goes on from.
     pub(crate) cap: Moment,
     pub(crate) label: String,
+    /// What was said of replicas, if anything was.
+    pub(crate) replicas: Option<Option<Replicas>>,
     pub(crate) wait: bool,
     /// Refused if its owner holds already, or waits.
     pub(crate) first: bool,
@@ -282,6 +286,19 @@ impl<G> Acquire<G> {
         self.spec.label = label.into();
         self
     }
+
+    /// Hands out the guard when so many replicas have acknowledged the hold, which they have `within` to do; zero replicas asks none.
+    /// If they are too few, or too late, it is given back, and the error [`is_unreplicated`](Error::is_unreplicated). The acquisition may
+    /// take that much longer than its [`timeout`](Self::timeout).
+    ///
+    /// It makes it unlikely that a fail-over loses the hold, not impossible: the replica that takes over may be one that was not
+    /// among them. Let the resource check the fence. Renewals, and what is given back, are not waited for.
+    ///
+    /// Without it, [`Config::replicas`](crate::Config::replicas).
+    pub fn replicas(mut self, number: u32, within: Duration) -> Self {
+        self.spec.replicas = Some((number > 0).then_some(Replicas { number, within }));
+        self
+    }
 }
 
 impl<G> TryAcquire<G> {
@@ -308,6 +325,11 @@ impl<G> TryAcquire<G> {
     /// See [`Acquire::label`].
     pub fn label(self, label: impl Into<String>) -> Self {
         Self(self.0.label(label))
+    }
+
+    /// See [`Acquire::replicas`].
+    pub fn replicas(self, number: u32, within: Duration) -> Self {
+        Self(self.0.replicas(number, within))
     }
 }
 
@@ -359,6 +381,7 @@ impl Spec {
             keep_until_dropped: false,
             first: lock.first,
             spin: None,
+            replicas: None,
             upgrade_of: None,
         }
     }
@@ -377,6 +400,9 @@ impl Spec {
         }
         if let Some(spin) = self.spin {
             spin.check()?;
+        }
+        if let Some(Some(replicas)) = self.replicas {
+            check_replicas(replicas.within)?;
         }
         if self.label.len() > MAX_LABEL {
             return Err(ErrorKind::Invalid(format!(
@@ -424,6 +450,7 @@ impl Spec {
             max_hold: self.max_hold,
             until_dropped: self.keep_until_dropped,
             cap: self.cap,
+            replicas: self.replicas.unwrap_or(core.config.replicas_wanted()),
         }
     }
 
@@ -629,6 +656,7 @@ pub(crate) async fn acquire_at_once(
             }
         }
     };
+    let mut helds = Vec::with_capacity(specs.len());
     let mut holds = Vec::with_capacity(specs.len());
     for ((mut pending, keep, _told), heard) in pendings.into_iter().zip(heard) {
         core.hear(&heard);
@@ -651,7 +679,14 @@ pub(crate) async fn acquire_at_once(
             return Err(ErrorKind::Closed.into());
         };
         pending.settled();
+        helds.push(held.clone());
         holds.push(Hold::new(client.clone(), held));
+    }
+    // The first waits for what the others find done. An error, or one that is lost meanwhile, gives all of them back.
+    for held in &helds {
+        if !replicated(core, held).await? {
+            return Ok(AtOnce::Busy);
+        }
     }
     Ok(AtOnce::Granted(holds))
 }
@@ -697,6 +732,7 @@ async fn attempt(
         )),
     };
     let mut resent = false;
+    let mut last = None;
     loop {
         let mut told = core.waiters.expect(wanted.clone())?;
         let patience = match spec.timeout {
@@ -710,7 +746,7 @@ async fn attempt(
                 biased;
                 outcome = core.backend.call(&call) => outcome,
                 () = core.clock.sleep_until(patience) => {
-                    return Err(core.unreachable(&spec.name));
+                    return Err(core.unanswered(&spec.name, last));
                 }
             };
             match outcome {
@@ -723,6 +759,7 @@ async fn attempt(
                 Err(Failure::Unknown(error)) => {
                     tracing::debug!(name = %spec.name, %error, "an acquisition was not answered; asking again");
                     resent = true;
+                    last = Some(error);
                     core.pause().await;
                 }
             }
@@ -747,12 +784,19 @@ async fn attempt(
                     claimed: resent,
                 };
                 if let Some(held) = core.waiters.keep(core, granting) {
+                    if !replicated(core, &held).await? {
+                        return Ok(Attempt::Spent);
+                    }
                     pending.settled();
                     return Ok(Attempt::Granted(held));
                 }
                 return match told.try_recv() {
                     // It had waited in line; the push was seen before this reply.
-                    Ok(Outcome::Granted(held)) => Ok(pending.taken(held, resent)),
+                    Ok(Outcome::Granted(held)) => {
+                        replicated(core, &held).await?;
+                        // If it has been lost meanwhile, it is spent.
+                        Ok(pending.taken(held, resent))
+                    }
                     Ok(Outcome::Failed(error)) => Err(error),
                     _ => Err(ErrorKind::Closed.into()),
                 };
@@ -787,7 +831,7 @@ async fn attempt(
                 return match (spec.upgrade_of, ending) {
                     (Some(_), ending) => Err(ErrorKind::Lost {
                         name: spec.name.as_str().into(),
-                        cause: crate::error::LostCause::of(ending),
+                        cause: LostCause::of(ending),
                     }
                     .into()),
                     (None, Ending::Withdrawn) => Err(ErrorKind::Closed.into()),
@@ -806,7 +850,10 @@ async fn attempt(
                     }
                 };
                 match outcome {
-                    Ok(Outcome::Granted(held)) => return Ok(pending.taken(held, resent)),
+                    Ok(Outcome::Granted(held)) => {
+                        replicated(core, &held).await?;
+                        return Ok(pending.taken(held, resent));
+                    }
                     Ok(Outcome::Failed(error)) => return Err(error),
                     Ok(Outcome::Gone(Ending::Unknown | Ending::Forgotten)) => {
                         // The server has lost it, or passed us over while we did not hear. Ask again, for the same place.
@@ -822,6 +869,54 @@ async fn attempt(
                     Err(_) => return Err(ErrorKind::Closed.into()),
                 }
             }
+        }
+    }
+}
+
+/// Waits until as many replicas know of the hold as its acquisition asks for. The hold is in the watchdog's care meanwhile; an error gives
+/// it back. Whether it is still held: what was revoked, or what the server has lost, is acquired anew.
+async fn replicated(core: &Core, held: &Held) -> Result<bool, Error> {
+    let Some(replicas) = held.keep.replicas else {
+        return Ok(true);
+    };
+    // The round that is under way is another's; a server that does not even answer is found by then.
+    let last = core.clock.now().plus(replicas.within.saturating_mul(2));
+    let last = last.plus(core.config.response_timeout);
+    loop {
+        let outcome = tokio::select! {
+            biased;
+            outcome = core.backend.replicated(&held.name, held.member, replicas) => outcome,
+            cause = held.lost(core) => {
+                return match cause {
+                    LostCause::Revoked | LostCause::Forgotten => Ok(false),
+                    cause => Err(held.lost_error(cause)),
+                };
+            }
+            () = core.clock.sleep_until(last) => return Err(core.unreachable(&held.name)),
+        };
+        match outcome {
+            Ok((Polled::Granted(_), acknowledged)) if acknowledged >= u64::from(replicas.number) => {
+                return Ok(true);
+            }
+            Ok((Polled::NotHeld(ending), _)) => {
+                core.watchdog
+                    .lose(core, held.member.request, LostCause::of(ending));
+                if ending == Ending::Lapsed {
+                    return Err(held.lost_error(LostCause::Lapsed));
+                }
+                return Ok(false);
+            }
+            Ok((_, acknowledged)) => {
+                return Err(ErrorKind::Unreplicated {
+                    name: held.name.as_str().into(),
+                    wanted: replicas.number,
+                    acknowledged,
+                    within: replicas.within,
+                }
+                .into());
+            }
+            Err(Failure::No(error)) => return Err(error),
+            Err(Failure::Unknown(_)) => core.pause().await,
         }
     }
 }

@@ -627,3 +627,10 @@ pub(crate) fn number_from_wire(text: &str) -> Option<u64> {
 pub(crate) fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
+
+/// How many replicas must know of a hold before its guard is handed out, and how long they may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Replicas {
+    pub(crate) number: u32,
+    pub(crate) within: std::time::Duration,
+}

@@ -150,7 +150,18 @@ impl Waiters {
     fn in_line(&self, core: &Core, request: RequestId, round: Option<u64>, heard: &Heard, wake_ms: u64) {
         let now = core.clock.now();
         // Counted from when it was asked: the server counts its sign of life from not long after.
-        let mut poll_at = heard.sent.plus(core.config.claim / 3).max(now.plus(LATER));
+        let mut line = self.line.lock();
+        let slot = match line.slots.get_mut(&request) {
+            Some(slot) if round.is_none_or(|round| round == slot.round) => slot,
+            _ => return,
+        };
+        slot.unanswered = 0;
+        let rhythm = rhythm(core, now.since(slot.wanted.asked));
+        let mut poll_at = heard.sent.plus(rhythm).max(now.plus(LATER));
+        if let Some(spin) = slot.wanted.spin {
+            poll_at = poll_at.min(now.plus(spin.rest(slot.answered)));
+        }
+        slot.answered = slot.answered.saturating_add(1);
         if let Some(now_us) = heard.answer.now_us
             && wake_ms > 0
         {
@@ -158,17 +169,6 @@ impl Waiters {
             // A moment later than the lease ends there, as seen from here; never in a tight loop.
             let wake = now.plus(Duration::from_micros(left) + LATER);
             poll_at = poll_at.min(wake);
-        }
-        let mut line = self.line.lock();
-        match line.slots.get_mut(&request) {
-            Some(slot) if round.is_none_or(|round| round == slot.round) => {
-                slot.unanswered = 0;
-                if let Some(spin) = slot.wanted.spin {
-                    poll_at = poll_at.min(now.plus(spin.rest(slot.answered)));
-                }
-                slot.answered = slot.answered.saturating_add(1);
-            }
-            _ => return,
         }
         line.schedule(request, poll_at);
         let wake = line.asleep_until.is_some_and(|until| poll_at < until);
@@ -396,6 +396,20 @@ impl Waiters {
         }
     }
 }
+
+/// How often a request in line is asked about: that is its sign of life. Where no pushes come it is also the only way to a grant, so there
+/// it is asked about the more often the shorter it has waited: whoever waits long bears an eighth more.
+fn rhythm(core: &Core, waited: Duration) -> Duration {
+    let alive = core.config.claim / 3;
+    if core.backend.pushes() {
+        alive
+    } else {
+        (waited / 8).clamp(UNPUSHED.0, UNPUSHED.1).min(alive)
+    }
+}
+
+/// Without pushes, how often at most and at least.
+const UNPUSHED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 /// How much later than a lease ends it is looked at.
 const LATER: Duration = Duration::from_millis(2);

@@ -21,7 +21,7 @@ use crate::clock::Moment;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::protocol::{
-    Call, Ending, Ids, Member, Name, Operation, Renewal, Renewed, Reply, RequestId, millis,
+    Call, Ending, Ids, Member, Name, Operation, Renewal, Renewed, Replicas, Reply, RequestId, millis,
 };
 
 /// What is taken off a lease so that it ends here before it ends there.
@@ -40,6 +40,8 @@ pub(crate) struct Keep {
     pub(crate) until_dropped: bool,
     /// The cap of the hold that this one goes on from, if it does.
     pub(crate) cap: Moment,
+    /// Who must know of it besides.
+    pub(crate) replicas: Option<Replicas>,
 }
 
 /// A granted request, as its client knows it. Shared by its guard, the watchdog and everybody who waits for its end.
@@ -261,7 +263,7 @@ impl Watchdog {
                 grant.keep.lease
             };
             // A late answer leaves less than that.
-            now.plus(first.min(held.until().since(now)) / 3)
+            now.plus(rhythm(core, first.min(held.until().since(now))))
         };
         let mut holds = self.holds.lock();
         let kept = Kept {
@@ -467,7 +469,7 @@ impl Watchdog {
             Ok(heard) => {
                 core.hear(&heard);
                 let Reply::Renew(replies) = &heard.answer.reply else {
-                    return self.renewed(&batch, now);
+                    return self.renewed(core, &batch, now);
                 };
                 let mut again = Vec::new();
                 for ((held, reply), doubt) in batch.iter().zip(replies).zip(doubts) {
@@ -489,7 +491,7 @@ impl Watchdog {
                         }
                     }
                 }
-                self.renewed(&batch, now);
+                self.renewed(core, &batch, now);
                 self.retry(core, &again);
             }
             // Something is wrong with one of them: the others shall not suffer for it.
@@ -512,12 +514,12 @@ impl Watchdog {
     }
 
     /// The next is counted from when this one was `sent`, as the lease is.
-    fn renewed(&self, batch: &[Arc<Held>], sent: Moment) {
+    fn renewed(&self, core: &Core, batch: &[Arc<Held>], sent: Moment) {
         self.plan(batch, |held| {
             if held.keep.fixed || held.is_capped() {
                 Moment::FAR
             } else {
-                sent.plus(held.keep.lease / 3)
+                sent.plus(rhythm(core, held.keep.lease))
             }
         });
     }
@@ -549,6 +551,18 @@ fn nanos(moment: Moment) -> u64 {
 const AT_ONCE: usize = 100;
 /// Which part of its lease a hold may be renewed early to fill up a call.
 const SOON: u32 = 30;
+
+/// How often a lease is renewed. Where no pushes come, that is also how a holder learns that it is revoked.
+fn rhythm(core: &Core, lease: Duration) -> Duration {
+    if core.backend.pushes() {
+        lease / 3
+    } else {
+        (lease / 3).min(UNPUSHED)
+    }
+}
+
+/// How often a hold is looked at where no pushes come.
+const UNPUSHED: Duration = Duration::from_secs(1);
 
 /// How soon a renewal is tried again that was not answered.
 const RETRY: Duration = Duration::from_millis(100);
@@ -595,6 +609,7 @@ mod tests {
                 max_hold: None,
                 until_dropped: false,
                 cap: Moment::FAR,
+                replicas: None,
             },
             label: String::new(),
             upgrade_of: None,

@@ -1,7 +1,7 @@
 //! The backend on a Redis server: a call becomes one script, its reply the answer.
 //!
 //! - `scripts` knows what is said: keys, arguments, replies, pushes;
-//! - `link` keeps the connections up;
+//! - `link` keeps the connections up, `dial` makes them, `tls` secures them, `check` looks at who is there, `sentinel` finds it;
 //! - `options` and `refusal` know addresses and errors.
 //!
 //! What this file keeps: a call is sent once (twice when the server did not know the script, which then did not run),
@@ -14,16 +14,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 
 use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Name};
+use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Member, Name, Operation, Polled, Replicas};
 use crate::script::{Ran, Run};
 use crate::state::Tuning;
 
+mod check;
+mod dial;
 mod fenced;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -31,11 +33,15 @@ mod link;
 mod look;
 mod options;
 mod refusal;
+mod replicas;
 mod scripts;
+mod sentinel;
 #[cfg(feature = "cli")]
 pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+mod tls;
 mod together;
 
 pub use look::Examination;
@@ -74,6 +80,12 @@ impl RedisBackend {
         sink: Sink,
     ) -> Result<Arc<Self>, Error> {
         let target = options.target()?;
+        if matches!(target.at, options::Where::Cluster(_)) {
+            return Err(ErrorKind::Invalid(
+                "Redis Cluster is not supported yet: name a single server".into(),
+            )
+            .into());
+        }
         Ok(Self::over(options, target, client, tuning, clock, sink))
     }
 
@@ -88,7 +100,7 @@ impl RedisBackend {
         sink: Sink,
     ) -> Result<Arc<Self>, Error> {
         let mut target = options.target()?;
-        target.address = options::Address::Simulated(network);
+        target.at = options::Where::One(options::Address::Simulated(network));
         Ok(Self::over(options, target, client, tuning, clock, sink))
     }
 
@@ -129,14 +141,14 @@ impl RedisBackend {
         if self.linker.is_closed() {
             return Failure::Unknown(ErrorKind::Closed.into());
         }
-        let error = self.linker.broken(error);
+        let error = live.peer.broken(error);
         self.linker.fault(live, &error);
         Failure::Unknown(error)
     }
 
     /// The server answered with an error.
     async fn refused(&self, live: &Arc<Live>, what: &str, error: &ServerError) -> Failure {
-        let error = match classify(self.place(), what, error) {
+        let error = match classify(&live.peer.place, what, error) {
             Refusal::Later(error) => error,
             Refusal::Elsewhere(error) => {
                 self.linker.fault(live, &error);
@@ -173,11 +185,15 @@ impl Backend for RedisBackend {
             let encoded = scripts::encode(call, id, &self.tuning, live.trust);
             let mut connection = live.connection.clone();
             #[cfg(feature = "cli")]
-            if let options::Address::Simulated(network) = &self.linker.target.address {
+            if let options::Address::Simulated(network) = &live.peer.address {
                 network.calling(id, call, self.tuning, live.trust);
             }
 
-            let command = encoded.evalsha();
+            let command = if live.by_source {
+                encoded.eval()
+            } else {
+                encoded.evalsha()
+            };
             let mut sent = self.linker.clock.now();
             let mut value = connection.send_packed_command(&command).await;
             if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
@@ -186,6 +202,13 @@ impl Backend for RedisBackend {
                 let command = encoded.eval();
                 sent = self.linker.clock.now();
                 value = connection.send_packed_command(&command).await;
+                if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
+                {
+                    // Scripts may be brought, but not that way. The next link brings them.
+                    let error = live.peer.unreachable("has forgotten the scripts");
+                    self.linker.fault(&live, &error);
+                    return Err(Failure::Unknown(error));
+                }
             }
 
             let value = match value {
@@ -202,7 +225,7 @@ impl Backend for RedisBackend {
                     Ok(Heard { sent, answer })
                 }
                 Err(malformed) => {
-                    let error = self.linker.unreachable(format_args!(
+                    let error = live.peer.unreachable(format_args!(
                         "gave no answer to what it was asked ({})",
                         printable(&malformed.to_string())
                     ));
@@ -275,6 +298,35 @@ impl Backend for RedisBackend {
         })
     }
 
+    fn replicated<'a>(
+        &'a self,
+        name: &'a Name,
+        member: Member,
+        replicas: Replicas,
+    ) -> Later<'a, Result<(Polled, u64), Failure>> {
+        Box::pin(async move {
+            let live = self.live().await?;
+            let call = Call {
+                name: name.clone(),
+                operation: Operation::Poll(vec![member]),
+            };
+            let call_id = self.calls.fetch_add(1, Ordering::Relaxed);
+            let (tell, told) = oneshot::channel();
+            let ask = replicas::Ask {
+                encoded: scripts::encode(&call, call_id, &self.tuning, live.trust),
+                by_source: live.by_source,
+                call,
+                call_id,
+                replicas: replicas.number,
+                within: replicas.within,
+                tell,
+            };
+            let lost = || Failure::Unknown(live.peer.unreachable("closed the connection"));
+            live.asks.send(ask).map_err(|_| lost())?;
+            told.await.unwrap_or_else(|_| Err(lost()))
+        })
+    }
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.linker.generation()
     }
@@ -285,6 +337,14 @@ impl Backend for RedisBackend {
 
     fn look(&self) -> Option<&dyn Look> {
         Some(self)
+    }
+
+    fn pushes(&self) -> bool {
+        self.linker.pushes()
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.linker.remarks()
     }
 
     fn drive(&self) -> Later<'_, ()> {

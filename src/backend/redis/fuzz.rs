@@ -6,7 +6,7 @@
 use ::redis::{PushKind, Value};
 use arbitrary::{Result, Unstructured};
 
-use super::link::ServerInfo;
+use super::check::ServerInfo;
 use super::refusal::{self, classify, printable};
 use super::scripts::{Malformed, channel, decode, decode_push, keys};
 use super::{RedisOptions, client_key, read_info, write_info};
@@ -97,6 +97,10 @@ fn try_addresses(u: &mut Unstructured<'_>) -> Result<()> {
         "redis+unix://",
         "valkey://",
         "rediss://",
+        "redis+sentinel://",
+        "redis-cluster://",
+        "sentinel_user=",
+        ",",
         "/",
         ":",
         "@",
@@ -123,7 +127,16 @@ fn try_addresses(u: &mut Unstructured<'_>) -> Result<()> {
     let (url, secret) = match u.int_in_range(0..=2)? {
         0 => (text(u, &words)?, false),
         1 => {
-            let scheme = u.choose(&["redis", "valkey", "rediss", "REDIS", "http", "r"])?;
+            let scheme = u.choose(&[
+                "redis",
+                "valkey",
+                "rediss",
+                "REDIS",
+                "http",
+                "r",
+                "redis+sentinel",
+                "redis-cluster",
+            ])?;
             let user = text(u, &["ann", "%", "%40", ":", "s3cret", ""])?;
             let (before, after) = (text(u, &["%", "%40", "x"])?, text(u, &["%", "%40", "x", "@"])?);
             let port = text(u, &["6379", "1", "x"])?;
@@ -162,7 +175,7 @@ fn try_addresses(u: &mut Unstructured<'_>) -> Result<()> {
                 .target()
                 .unwrap_or_else(|error| panic!("{error}: {:?} of {url:?}", target.place));
             assert_eq!(again.place, target.place);
-            assert_eq!(format!("{:?}", again.address), format!("{:?}", target.address));
+            assert_eq!(format!("{:?}", again.at), format!("{:?}", target.at));
             assert_eq!(again.login.db(), target.login.db());
             assert_eq!((again.login.username(), again.login.password()), (None, None));
             format!("{target:?} {}", target.place)

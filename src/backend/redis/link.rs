@@ -1,4 +1,5 @@
-//! The link: one connection for commands, one for pushes, and the supervisor that keeps both up.
+//! The link: one connection for commands, one for pushes, and the supervisor that keeps both up. (A third, for what must be
+//! acknowledged by replicas, is `replicas`' own, and ends with the link.)
 //!
 //! The engine is the crate's `MultiplexedConnection`; its own ways to reconnect are not used, as they give up, and say
 //! nothing when pushes were missed. What this file keeps:
@@ -18,19 +19,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use ::redis::{AsyncConnectionConfig, Cmd, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use ::redis::{PushInfo, PushKind, ServerError, ServerErrorKind, Value};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::Sink;
-use crate::backend::redis::options::{Address, RedisOptions, Target};
-use crate::backend::redis::refusal::{classify, printable};
-use crate::backend::redis::scripts;
+use crate::backend::redis::check::{Mode, check};
+use crate::backend::redis::dial::Peer;
+use crate::backend::redis::options::{RedisOptions, Target, Where};
+use crate::backend::redis::refusal::{CHANNELS, printable};
+use crate::backend::redis::replicas::{Ask, confirm};
+use crate::backend::redis::{scripts, sentinel};
 use crate::clock::Clock;
 use crate::entropy;
 use crate::error::{Error, ErrorKind};
@@ -41,10 +42,9 @@ use crate::protocol::ClientId;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What the pause can be at most after the first failed attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// How many commands may wait to be written before the next has to wait for its turn to.
-const BUFFERED: usize = 1024;
-/// The oldest server whose scripts and pushes are what we build on.
-const OLDEST: (u64, u64) = (6, 2);
+
+/// How often Sentinels are asked again while a server that they named does not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Where the link is in its life.
 pub(super) enum State {
@@ -56,10 +56,20 @@ pub(super) enum State {
 
 /// A link that is up.
 pub(super) struct Live {
+    /// Whom it links to.
+    pub(super) peer: Peer,
     /// For commands. Clone it: it is a handle.
     pub(super) connection: MultiplexedConnection,
     /// The number of clients that `PUBLISH` says heard a message is all of them.
     pub(super) trust: bool,
+    /// Messages arrive. Otherwise grants are found by asking.
+    pub(super) pushes: bool,
+    /// Scripts are sent whole, as the server does not take them by their hash.
+    pub(super) by_source: bool,
+    /// What is not as it should be.
+    remarks: Vec<String>,
+    /// What replicas must know.
+    pub(super) asks: mpsc::UnboundedSender<Ask>,
     /// It has carried an answer that made sense.
     proved: AtomicBool,
     faults: mpsc::Sender<Error>,
@@ -88,6 +98,7 @@ pub(super) struct Linker {
     generation: watch::Sender<u64>,
     /// Who wants to hear which names change, once a link was told to say so.
     observers: Mutex<Vec<Weak<ChangeSet>>>,
+    remarks: Mutex<Vec<String>>,
     /// Whoever runs the supervisor. A second one waits for the first to be dropped.
     turn: tokio::sync::Mutex<()>,
 }
@@ -110,6 +121,7 @@ impl Linker {
             changed: Notify::new(),
             generation: watch::channel(0).0,
             observers: Mutex::default(),
+            remarks: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         }
     }
@@ -185,14 +197,6 @@ impl Linker {
         ErrorKind::Unreachable(format!("{} {what}", self.target.place)).into()
     }
 
-    fn strange(&self, what: impl std::fmt::Display) -> Error {
-        ErrorKind::Server(format!(
-            "{} does not speak like Redis: {what}; is it another kind of server, or does it want TLS?",
-            self.target.place
-        ))
-        .into()
-    }
-
     /// The supervisor. Ends when the link is closed for good.
     pub(super) async fn run(self: &Arc<Self>) {
         let _turn = self.turn.lock().await;
@@ -257,9 +261,33 @@ impl Linker {
             open
         });
         if up {
+            for remark in self.remember(&live.remarks) {
+                tracing::warn!(server = %live.peer.place, remark, "linked, but");
+            }
             // After the link itself, so that whoever polls because of it finds one.
             self.generation.send_modify(|n| *n += 1);
             tracing::info!(server = %self.target.place, generation = *self.generation.borrow(), "linked");
+        }
+    }
+
+    /// What is new about that.
+    pub(super) fn remember<'a>(&self, remarks: &'a [String]) -> Vec<&'a String> {
+        let mut known = self.remarks.lock();
+        let new = remarks.iter().filter(|remark| !known.contains(remark)).collect();
+        *known = remarks.to_vec();
+        new
+    }
+
+    /// What is not as it should be with the server, as found on the last link.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        self.remarks.lock().clone()
+    }
+
+    /// Whether grants come by messages. True while there is no link: then nothing comes.
+    pub(super) fn pushes(&self) -> bool {
+        match &*self.state.lock() {
+            State::Up(live) => live.pushes,
+            State::Down(_) | State::Closed => true,
         }
     }
 
@@ -280,13 +308,14 @@ impl Linker {
             subscriber,
             mut drivers,
             mut faults,
+            asked,
         } = link;
         let pulse = async {
             loop {
                 sleep(self.options.idle_ping).await;
-                let both = tokio::try_join!(self.ping(&live.connection), async {
+                let both = tokio::try_join!(ping(&live.peer, &live.connection), async {
                     match &subscriber {
-                        Some(subscriber) => self.ping(subscriber).await,
+                        Some(subscriber) => ping(&live.peer, subscriber).await,
                         None => Ok(()),
                     }
                 });
@@ -298,22 +327,15 @@ impl Linker {
         let error = tokio::select! {
             biased;
             Some(error) = faults.recv() => error,
-            _ = drivers.join_next() => self.unreachable("closed the connection"),
+            _ = drivers.join_next() => live.peer.unreachable("closed the connection"),
             error = pulse => error,
+            error = self.moved(&live.peer, self.options.idle_ping) => error,
+            never = confirm(&live.peer, asked) => match never {},
         };
         // First nobody finds it any more, then it ends: a call that fails with it waits for the next one.
         self.take_down(Some(error.clone()));
         drivers.shutdown().await;
         error
-    }
-
-    /// Whatever it answers, it is there.
-    async fn ping(&self, connection: &MultiplexedConnection) -> Result<(), Error> {
-        let mut connection = connection.clone();
-        match connection.send_packed_command(&::redis::cmd("PING")).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.broken(&error)),
-        }
     }
 
     /// This link is of no use any more. Does nothing to the links after it.
@@ -331,28 +353,6 @@ impl Linker {
         let _ = live.faults.try_send(error.clone());
     }
 
-    /// What a failure of a connection that had worked means.
-    pub(super) fn broken(&self, error: &RedisError) -> Error {
-        if error.is_timeout() {
-            self.unreachable(format_args!(
-                "did not answer within {:?}",
-                self.options.response_timeout
-            ))
-        } else if error.kind() == ::redis::ErrorKind::Parse {
-            self.unreachable(format_args!(
-                "sent something unreadable ({})",
-                printable(&error.to_string())
-            ))
-        } else if error.is_connection_dropped() {
-            self.unreachable("closed the connection")
-        } else {
-            self.unreachable(format_args!(
-                "can't be reached ({})",
-                printable(&error.to_string())
-            ))
-        }
-    }
-
     /// One attempt, in a task of its own, so that it can be ended, and so that it can end badly.
     async fn attempt(self: &Arc<Self>) -> Result<Link, Error> {
         let accepted = Arc::new(AtomicBool::new(false));
@@ -365,63 +365,131 @@ impl Linker {
         let within = self.options.connect_timeout;
         match timeout(within, task.join_next()).await {
             Ok(Some(Ok(link))) => link,
-            Ok(Some(Err(_)) | None) => Err(self.strange("it sent something unreadable")),
+            Ok(Some(Err(_)) | None) => Err(ErrorKind::Server(format!(
+                "{} sent something that can't be read; is it another kind of server?",
+                self.target.place
+            ))
+            .into()),
             Err(_) if accepted.load(Ordering::Relaxed) => Err(self.unreachable(format_args!(
-                "took the connection but did not answer within {within:?}; is it a Redis server, and is it stopped or overloaded?"
+                "took the connection but did not answer within {within:?}; is it a Redis server{}, and is it stopped or overloaded?",
+                if self.target.tls.is_some() { " that speaks TLS there" } else { "" }
             ))),
             Err(_) => Err(self.unreachable(format_args!(
-                "could not be connected to within {within:?}; is a server running there, and does a firewall let you through?"
+                "could not be connected to within {within:?}; is a server running there, does its name resolve, and does a firewall let you through?"
             ))),
         }
     }
 
+    /// Where the server is now.
+    async fn find(&self) -> Result<Peer, Error> {
+        match &self.target.at {
+            Where::One(address) => {
+                let peer = Peer::new(&self.options, &self.target, address.clone());
+                Ok(peer.called(self.target.place.clone()))
+            }
+            Where::Sentinel(sentinels) => {
+                let named = sentinel::primary(&self.options, &self.target, sentinels).await?;
+                Ok(named.peer)
+            }
+            Where::Cluster(_) => Err(self.unreachable("is many servers: a link is to one")),
+        }
+    }
+
+    /// Resolves when another server has taken over; asks so often. One that is demoted is told so by a Sentinel, and closes its connections;
+    /// one that the Sentinels can't reach goes on, or stands still, and only they know.
+    async fn moved(&self, peer: &Peer, every: Duration) -> Error {
+        let Where::Sentinel(sentinels) = &self.target.at else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep(every).await;
+            if let Ok(named) = sentinel::primary(&self.options, &self.target, sentinels).await {
+                let elsewhere = named.agreed && !named.peer.address.is(&peer.address);
+                if elsewhere {
+                    return peer.unreachable(format_args!("is replaced: {} is", named.peer.place));
+                }
+            }
+        }
+    }
+
     async fn link(self: Arc<Self>, accepted: &AtomicBool) -> Result<Link, Error> {
+        let peer = self.find().await?;
+        tokio::select! {
+            biased;
+            link = self.link_to(peer.clone(), accepted) => link,
+            // One that stands still would be waited for while another is there.
+            error = self.moved(&peer, ASK_AGAIN) => Err(error),
+        }
+    }
+
+    async fn link_to(self: &Arc<Self>, peer: Peer, accepted: &AtomicBool) -> Result<Link, Error> {
         let mut drivers = JoinSet::new();
         // One place: whatever comes first takes the link down.
         let (report, faults) = mpsc::channel(1);
 
-        let connection = self
+        let mut connection = self
             .connect(
+                &peer,
                 &mut drivers,
                 accepted,
                 |linker, push| linker.on_push(push, None),
                 &report,
             )
             .await?;
-        let mode = self.check(connection.clone()).await?;
-        self.load_scripts(connection.clone()).await?;
+        let found = check(&peer, &mut connection, self.client, self.target.cluster).await?;
+        let mut remarks = found.remarks;
 
-        let subscriber = if self.options.pushes {
-            Some(self.subscribe(&mut drivers, accepted, &report).await?)
+        let (asks, asked) = mpsc::unbounded_channel();
+        let (subscriber, listens) = if self.options.pushes {
+            let (subscriber, listens) = self.subscribe(&peer, &mut drivers, accepted, &report).await?;
+            (Some(subscriber), listens)
         } else {
-            None
+            (None, false)
         };
+        // Who does without them by intent asks by a back-off of its own, and its id says so.
+        let pushes = listens && found.publishes || !self.options.pushes;
+        if !pushes {
+            remarks.push(format!(
+                "the server carries no messages for this user, so waiters poll for their grants, which takes them longer: give it the rights \
+                 +subscribe +publish {CHANNELS}, and the same to everybody who uses the same names, or set `spin`"
+            ));
+        }
 
         Ok(Link {
             live: Arc::new(Live {
+                peer,
                 connection,
-                // A cluster's node counts its own subscribers only. Where the mode is unknown nothing is assumed.
-                trust: mode == Mode::Standalone,
+                // A cluster's node counts its own subscribers only. Where the mode is unknown nothing is assumed. And where we hear
+                // nothing, others may not either, and wait all the same.
+                trust: found.mode == Mode::Standalone && pushes,
+                pushes,
+                by_source: found.by_source,
+                remarks,
+                asks,
                 proved: AtomicBool::new(false),
                 faults: report,
             }),
             subscriber,
             drivers,
             faults,
+            asked,
         })
     }
 
-    /// The connection that pushes come on.
+    /// The connection that pushes come on, and whether they do: where the server forbids it, or does not have it, the connection is kept all the
+    /// same, as it tells as soon as the other one that the server is gone.
     async fn subscribe(
         self: &Arc<Self>,
+        peer: &Peer,
         drivers: &mut JoinSet<()>,
         accepted: &AtomicBool,
         report: &mpsc::Sender<Error>,
-    ) -> Result<MultiplexedConnection, Error> {
+    ) -> Result<(MultiplexedConnection, bool), Error> {
         let confirmed = Arc::new(AtomicBool::new(false));
         let subscribed = confirmed.clone();
         let mut subscriber = self
             .connect(
+                peer,
                 drivers,
                 accepted,
                 move |linker, push| linker.on_push(push, Some(&subscribed)),
@@ -429,207 +497,36 @@ impl Linker {
             )
             .await?;
         let channel = scripts::channel(self.client);
-        subscriber
-            .subscribe(channel.as_str())
-            .await
-            .map_err(|error| self.handshake_failed(&error))?;
-        if !confirmed.load(Ordering::Acquire) {
-            return Err(self.strange("it did not confirm a subscription"));
+        match subscriber.subscribe(channel.as_str()).await {
+            Ok(()) if confirmed.load(Ordering::Acquire) => Ok((subscriber, true)),
+            Ok(()) => Err(peer.strange("it did not confirm a subscription")),
+            Err(error) if is_closed_to_us(&error) => Ok((subscriber, false)),
+            Err(error) => Err(peer.handshake_failed(&error)),
         }
-        Ok(subscriber)
     }
 
-    /// One connection, logged in.
+    /// One connection to a server; what happens to it is reported, and its pushes go to `on_push`.
     async fn connect(
         self: &Arc<Self>,
+        peer: &Peer,
         drivers: &mut JoinSet<()>,
         accepted: &AtomicBool,
         on_push: impl Fn(&Linker, PushInfo) + Send + Sync + 'static,
         report: &mpsc::Sender<Error>,
     ) -> Result<MultiplexedConnection, Error> {
-        let config = AsyncConnectionConfig::new()
-            // The whole attempt has a limit.
-            .set_connection_timeout(None)
-            .set_response_timeout(Some(self.options.response_timeout))
-            .set_pipeline_buffer_size(BUFFERED)
-            .set_push_sender({
-                let linker = self.clone();
-                let report = report.clone();
-                move |push: PushInfo| {
-                    if push.kind == PushKind::Disconnection {
-                        let _ = report.try_send(linker.unreachable("closed the connection"));
-                    } else {
-                        on_push(&linker, push);
-                    }
-                    Ok::<(), ()>(())
-                }
-            });
-        match &self.target.address {
-            Address::Tcp(host, port) => {
-                let stream = self.reach(host, *port).await?;
-                accepted.store(true, Ordering::Relaxed);
-                self.log_in(drivers, stream, config).await
+        let linker = self.clone();
+        let report = report.clone();
+        let closed = peer.unreachable("closed the connection");
+        let config = peer.config().set_push_sender(move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                let _ = report.try_send(closed.clone());
+            } else {
+                on_push(&linker, push);
             }
-            #[cfg(unix)]
-            Address::Unix(path) => {
-                let stream = tokio::net::UnixStream::connect(path)
-                    .await
-                    .map_err(|error| self.refused(&error))?;
-                accepted.store(true, Ordering::Relaxed);
-                self.log_in(drivers, stream, config).await
-            }
-            #[cfg(feature = "cli")]
-            Address::Simulated(network) => {
-                let stream = network.connect().await.map_err(|error| self.refused(&error))?;
-                accepted.store(true, Ordering::Relaxed);
-                self.log_in(drivers, stream, config).await
-            }
-        }
-    }
-
-    async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, Error> {
-        let stream = TcpStream::connect((host, port))
+            Ok::<(), ()>(())
+        });
+        peer.connect(drivers, config, || accepted.store(true, Ordering::Relaxed))
             .await
-            .map_err(|error| self.refused(&error))?;
-        let tune = || -> std::io::Result<()> {
-            stream.set_nodelay(true)?;
-            let socket = SockRef::from(&stream);
-            let keepalive = TcpKeepalive::new().with_time(self.options.idle_ping);
-            #[cfg(any(
-                target_os = "linux",
-                target_os = "android",
-                target_os = "macos",
-                target_os = "windows"
-            ))]
-            let keepalive = keepalive.with_interval(self.options.idle_ping);
-            socket.set_tcp_keepalive(&keepalive)?;
-            #[cfg(any(target_os = "linux", target_os = "android"))]
-            socket.set_tcp_user_timeout(Some(self.options.idle_ping + self.options.response_timeout))?;
-            Ok(())
-        };
-        if let Err(error) = tune() {
-            // It works without; only the PINGs then find a half-open link.
-            tracing::debug!(server = %self.target.place, %error, "can't tune the socket");
-        }
-        Ok(stream)
-    }
-
-    fn refused(&self, error: &std::io::Error) -> Error {
-        self.unreachable(format_args!(
-            "can't be connected to ({error}); is a server running there? Start one, or correct the address"
-        ))
-    }
-
-    async fn log_in<S>(
-        &self,
-        drivers: &mut JoinSet<()>,
-        stream: S,
-        config: AsyncConnectionConfig,
-    ) -> Result<MultiplexedConnection, Error>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (connection, driver) = MultiplexedConnection::new_with_config(&self.target.login, stream, config)
-            .await
-            .map_err(|error| self.handshake_failed(&error))?;
-        drivers.spawn(driver);
-        Ok(connection)
-    }
-
-    fn handshake_failed(&self, error: &RedisError) -> Error {
-        use ::redis::ErrorKind as Kind;
-        match error.kind() {
-            Kind::Parse => return self.strange(printable(&error.to_string())),
-            Kind::RESP3NotSupported => return self.too_old("a server that does not know HELLO"),
-            Kind::Io if error.is_timeout() => {
-                return self.unreachable(format_args!(
-                    "took the connection but did not answer within {:?}; is it a Redis server, and is it stopped or overloaded?",
-                    self.options.response_timeout
-                ));
-            }
-            Kind::Io => {
-                return self.unreachable(format_args!(
-                    "closed the connection at once ({}); is it a Redis server, does it want TLS, and does it let you in?",
-                    printable(&error.to_string())
-                ));
-            }
-            _ => {}
-        }
-        // The crate hides what the server said to SELECT within an error of its own.
-        if let Ok(server) = ::redis::ServerError::try_from(error.clone()) {
-            if server.kind() == Some(ServerErrorKind::ResponseError)
-                && server
-                    .details()
-                    .unwrap_or_default()
-                    .starts_with("unknown command")
-            {
-                return self.too_old("a server, or a proxy, that does not know HELLO");
-            }
-            return classify(&self.target.place, "a connection", &server).into_error();
-        }
-        ErrorKind::Server(format!(
-            "{} did not let us in: {}",
-            self.target.place,
-            printable(&error.to_string())
-        ))
-        .into()
-    }
-
-    fn too_old(&self, what: impl std::fmt::Display) -> Error {
-        ErrorKind::Server(format!(
-            "{} is {what}: too old; relatch needs Redis {}.{} or newer, or Valkey",
-            self.target.place, OLDEST.0, OLDEST.1
-        ))
-        .into()
-    }
-
-    /// Whether the server is one that we can work with.
-    async fn check(&self, mut connection: MultiplexedConnection) -> Result<Mode, Error> {
-        let mut info = Cmd::new();
-        info.arg("INFO").arg("server");
-        let info = match connection.send_packed_command(&info).await {
-            Ok(Value::ServerError(error)) => {
-                if error.kind() == Some(ServerErrorKind::NoPerm) {
-                    tracing::debug!(server = %self.target.place, %error, "the server's version is not checked");
-                    return Ok(Mode::Unknown);
-                }
-                return Err(classify(&self.target.place, "INFO", &error).into_error());
-            }
-            Ok(Value::BulkString(info)) => String::from_utf8_lossy(&info).into_owned(),
-            Ok(Value::VerbatimString { text, .. }) => text,
-            Ok(_) => return Err(self.strange("it does not know INFO")),
-            Err(error) => return Err(self.handshake_failed(&error)),
-        };
-        let server = ServerInfo::parse(&info).ok_or_else(|| self.strange("its INFO has no version"))?;
-        if server.is_too_old() {
-            return Err(self.too_old(format_args!("Redis {}", server.version)));
-        }
-        if server.mode == Mode::Sentinel {
-            return Err(ErrorKind::Server(format!(
-                "{} is a Sentinel, which keeps no data: name the server that it watches",
-                self.target.place
-            ))
-            .into());
-        }
-        Ok(server.mode)
-    }
-
-    /// Loads every script, so that no call has to carry its source. A server that forbids it, or forgets them later, is sent the source
-    /// with the call.
-    async fn load_scripts(&self, mut connection: MultiplexedConnection) -> Result<(), Error> {
-        // In one go: on a long way to the server each round trip counts.
-        let mut loads = ::redis::Pipeline::with_capacity(scripts::ALL.len());
-        for script in scripts::ALL {
-            loads.cmd("SCRIPT").arg("LOAD").arg(script.source);
-        }
-        let loaded = connection
-            .send_packed_commands(&loads, 0, scripts::ALL.len())
-            .await
-            .map_err(|error| self.handshake_failed(&error))?;
-        if let Some(Value::ServerError(error)) = loaded.first() {
-            tracing::debug!(server = %self.target.place, %error, "the scripts are not loaded ahead");
-        }
-        Ok(())
     }
 
     /// This set hears which names change, for as long as it lives.
@@ -680,6 +577,15 @@ impl Linker {
     }
 }
 
+/// Whatever it answers, it is there.
+async fn ping(peer: &Peer, connection: &MultiplexedConnection) -> Result<(), Error> {
+    let mut connection = connection.clone();
+    match connection.send_packed_command(&::redis::cmd("PING")).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(peer.broken(&error)),
+    }
+}
+
 /// A link that is whole, not published yet.
 struct Link {
     live: Arc<Live>,
@@ -687,6 +593,7 @@ struct Link {
     subscriber: Option<MultiplexedConnection>,
     drivers: JoinSet<()>,
     faults: mpsc::Receiver<Error>,
+    asked: mpsc::UnboundedReceiver<Ask>,
 }
 
 /// When the supervisor is dropped its link goes too: nobody shall find it any more.
@@ -699,6 +606,14 @@ impl Drop for DownOnDrop<'_> {
             .unreachable("is not linked: the runtime that kept the link was shut down");
         self.0.take_down(Some(why));
     }
+}
+
+/// The server says that this is not to be had, or not for us.
+fn is_closed_to_us(error: &::redis::RedisError) -> bool {
+    ServerError::try_from(error.clone()).is_ok_and(|error| {
+        error.kind() == Some(ServerErrorKind::NoPerm)
+            || error.details().unwrap_or_default().starts_with("unknown command")
+    })
 }
 
 /// The most that is waited, doubled with each failure; then any part of that, so that clients which lost the same server
@@ -716,55 +631,6 @@ pub(super) fn jitter(most: Duration) -> Duration {
     most.mul_f64((entropy::bits() >> 11) as f64 / (u64::MAX >> 11) as f64)
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Standalone,
-    Sentinel,
-    /// A cluster, or something that does not say.
-    Unknown,
-}
-
-/// What `INFO server` says that matters here.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct ServerInfo {
-    pub(super) version: String,
-    valkey: bool,
-    mode: Mode,
-}
-
-impl ServerInfo {
-    /// `None` when this is no INFO.
-    pub(super) fn parse(info: &str) -> Option<Self> {
-        let field = |name: &str| {
-            info.lines()
-                .filter_map(|line| line.trim().split_once(':'))
-                .find_map(|(key, value)| (key == name).then_some(value))
-        };
-        let valkey = field("valkey_version");
-        let version = printable(valkey.or(field("redis_version"))?);
-        version.split('.').next()?.parse::<u64>().ok()?;
-        Some(Self {
-            version,
-            valkey: valkey.is_some(),
-            mode: match field("redis_mode").or(field("server_mode")) {
-                Some("standalone") => Mode::Standalone,
-                Some("sentinel") => Mode::Sentinel,
-                _ => Mode::Unknown,
-            },
-        })
-    }
-
-    pub(super) fn is_too_old(&self) -> bool {
-        let mut parts = self
-            .version
-            .split('.')
-            .map(|part| part.parse::<u64>().unwrap_or(0));
-        let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-        // Valkey begins where Redis 7.2 was.
-        !self.valkey && version < OLDEST
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -777,42 +643,5 @@ mod tests {
         }
         assert!((0..100).map(|_| pause(30)).max().unwrap() > LONGEST_PAUSE / 2);
         let _ = pause(u32::MAX);
-    }
-
-    #[test]
-    fn versions_are_told_apart() {
-        let old = |info: &str| ServerInfo::parse(info).map(|info| info.is_too_old());
-        assert_eq!(
-            old("# Server\r\nredis_version:6.0.16\r\nredis_mode:standalone\r\n"),
-            Some(true)
-        );
-        assert_eq!(old("redis_version:5.0.14"), Some(true));
-        assert_eq!(old("redis_version:6.2.0"), Some(false));
-        assert_eq!(old("redis_version:7.0.15\r\n"), Some(false));
-        assert_eq!(old("redis_version:10.0.0"), Some(false));
-        assert_eq!(old("redis_version:255.255.255"), Some(false));
-        assert_eq!(
-            old("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.0.1\r\n"),
-            Some(false)
-        );
-        assert_eq!(old("redis_version:7.2.4\r\nvalkey_version:1.0"), Some(false));
-        assert_eq!(old("redis_version:new"), None);
-        assert_eq!(old("<html>"), None);
-        assert_eq!(old(""), None);
-    }
-
-    #[test]
-    fn only_a_server_of_its_own_is_trusted_to_count_listeners() {
-        let mode = |info: &str| ServerInfo::parse(info).unwrap().mode;
-        assert_eq!(
-            mode("redis_version:7.0.0\r\nredis_mode:standalone"),
-            Mode::Standalone
-        );
-        assert_eq!(mode("redis_version:7.0.0\r\nredis_mode:cluster"), Mode::Unknown);
-        assert_eq!(
-            mode("valkey_version:9.0.0\r\nserver_mode:standalone"),
-            Mode::Standalone
-        );
-        assert_eq!(mode("redis_version:7.0.0"), Mode::Unknown);
     }
 }

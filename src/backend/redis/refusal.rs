@@ -8,6 +8,10 @@ use ::redis::ServerError;
 use crate::backend::redis::options::FORMS;
 use crate::error::{Error, ErrorKind};
 
+/// What an ACL must say of our keys and channels.
+pub(super) const KEYS: &str = "~relatch:1:*";
+pub(super) const CHANNELS: &str = "&relatch:1:client:*";
+
 /// What to do about an error of the server's.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -76,16 +80,19 @@ pub(super) fn classify(place: &str, what: &str, error: &ServerError) -> Refusal 
         }
         "READONLY" => Refusal::Elsewhere(
             ErrorKind::Unreachable(format!(
-                "{place} is a read-only replica: name its primary ({said})"
+                "{place} is a read-only replica: name its primary, or let Sentinels find it, redis+sentinel://… ({said})"
             ))
             .into(),
         ),
         "WRONGTYPE" => no(format!("{what} holds something else: delete or rename it")),
         "OOM" => no("the server is out of memory: raise its maxmemory or free some".into()),
-        "NOPERM" => no(
-            "the server's access rules do not allow this: give the user the keys ~relatch:1:*, the channels \
-             &relatch:1:* and the commands that are used on them"
-                .into(),
+        // Not in the server's words: they name the user.
+        "NOPERM" => Refusal::No(
+            ErrorKind::Server(format!(
+                "{place} does not let this user do what relatch needs (NOPERM): ACL SETUSER <user> {}",
+                missing_rule(details)
+            ))
+            .into(),
         ),
         "NOAUTH" => no(format!(
             "the server wants a password: name it in the address, {FORMS}"
@@ -98,7 +105,7 @@ pub(super) fn classify(place: &str, what: &str, error: &ServerError) -> Refusal 
             "the server takes no connections from here (protected mode): set a password, or bind it".into(),
         ),
         "MOVED" | "ASK" | "CROSSSLOT" => {
-            no("this is a node of a Redis Cluster, which is not supported yet".into())
+            no("this is a node of a cluster: write redis-cluster://… and some of its nodes".into())
         }
         "NOPROTO" => {
             no("the server does not speak RESP3: use Redis 6.2 or newer, or go past the proxy".into())
@@ -107,7 +114,31 @@ pub(super) fn classify(place: &str, what: &str, error: &ServerError) -> Refusal 
     }
 }
 
+/// The rule that is missing where a server says what this user may not do.
+fn missing_rule(details: &str) -> String {
+    if details.contains(" key") {
+        KEYS.into()
+    } else if details.contains(" channel") {
+        CHANNELS.into()
+    } else {
+        // `… has no permissions to run the 'script|load' command`
+        let command = details.split('\'').nth(1).filter(|command| {
+            command
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '|' | '-' | '_'))
+        });
+        match command {
+            Some(command) => format!("+{command}"),
+            None => format!("{KEYS} {CHANNELS} and the commands that docs/deployments.md lists"),
+        }
+    }
+}
+
 fn code<'a>(code: &'a str, details: &'a str) -> &'a str {
+    // Said of what a script calls, up to Redis 7.0 without a code.
+    if details.contains("he user executing the script can't") {
+        return "NOPERM";
+    }
     if code != "ERR" || !details.contains("unning script") {
         return code;
     }

@@ -100,7 +100,13 @@ pub(crate) async fn record(info: &ConnectionInfo, name: String) -> anyhow::Resul
         }
         paired = pair => paired.context("one pair, to see what is sent for it")?,
     }
-    let calls = std::mem::take(&mut *noted.lock());
+    let mut calls = std::mem::take(&mut *noted.lock());
+    // What a new link asks first is of no name.
+    calls.retain(|words: &Words| {
+        words
+            .iter()
+            .any(|word| String::from_utf8_lossy(word).contains(&name))
+    });
     let count = calls.len();
     let [acquire, release]: [Words; 2] = calls
         .try_into()

@@ -33,7 +33,7 @@ pub(crate) fn address(url: &str) -> anyhow::Result<ConnectionInfo> {
     let info = url
         .into_connection_info()
         .ok()
-        .context("the server's address can't be used")?;
+        .context("the bench compares with bare connections to one server: write redis://… or unix://…")?;
     let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true);
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp))

@@ -1,0 +1,58 @@
+-- rights: which of the commands that relatch sends, or calls in its scripts, may this user not run?
+--
+-- Asked once for each link, without the prelude. Nothing comes of what is tried: the key is a string, so commands for other types end
+-- with WRONGTYPE, after the right to them has been checked; it is gone at the end. A test compares the list with the scripts.
+--
+-- KEYS
+--   1 STRING   a key that nobody else uses
+-- ARGV
+--   1 channel  one that nobody listens to
+-- Replies
+--   for each command that is forbidden, its name, and `command`, `key` or `channel` for what is missing
+--   READONLY, as an error, from a replica
+-- Wakes
+--   nobody.
+local KEY, CHANNEL = KEYS[1], ARGV[1]
+local missing = {}
+
+local function try(command, ...)
+  local reply = redis.pcall(command, ...)
+  local err = type(reply) == 'table' and reply.err or ''
+  if string.find(err, 'READONLY', 1, true) then
+    return reply
+  end
+  -- Redis 6.2 says it without the code.
+  if string.find(err, 'NOPERM', 1, true) or string.find(err, 'user executing the script', 1, true) then
+    local what = string.find(err, ' key', 1, true) and 'key' or string.find(err, ' channel', 1, true) and 'channel' or 'command'
+    missing[#missing + 1], missing[#missing + 2] = command, what
+  end
+end
+
+local readonly = try('SET', KEY, '', 'PX', 1000)
+if readonly then
+  return readonly
+end
+-- Without the string these two would make something.
+if #missing == 0 then
+  try('HSET', KEY, 'f', 'v')
+  try('ZADD', KEY, 1, 'm')
+end
+try('TIME')
+try('GET', KEY)
+try('HDEL', KEY, 'f')
+try('HGET', KEY, 'f')
+try('HLEN', KEY)
+try('HMGET', KEY, 'f')
+try('ZCARD', KEY)
+try('ZCOUNT', KEY, 0, 0)
+try('ZMSCORE', KEY, 'm')
+try('ZRANGE', KEY, 0, 0)
+try('ZRANGEBYSCORE', KEY, 0, 0)
+try('ZRANK', KEY, 'm')
+try('ZREM', KEY, 'm')
+try('ZREMRANGEBYSCORE', KEY, 0, 0)
+try('ZSCORE', KEY, 'm')
+try('PUBLISH', CHANNEL, '')
+try('PEXPIREAT', KEY, 1)
+try('DEL', KEY)
+return missing

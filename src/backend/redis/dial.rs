@@ -1,0 +1,341 @@
+//! One server to talk to: where it is, how to log in there, and what went wrong if that fails.
+//!
+//! Everything that is said to a server, of whatever kind, goes through a connection that is made here; so here is also where what a
+//! server does wrong becomes an error that names it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use ::redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, ServerErrorKind};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::backend::redis::options::{Address, RedisOptions, Target};
+use crate::backend::redis::refusal::{classify, printable};
+use crate::config::Tls;
+use crate::error::{Error, ErrorKind};
+
+/// How many commands may wait to be written before the next has to wait for its turn to.
+const BUFFERED: usize = 1024;
+/// The oldest server whose scripts and pushes are what we build on.
+pub(super) const OLDEST: (u64, u64) = (6, 2);
+
+/// Asks the system for an address. On a thread of its own: a name server that does not answer keeps it for long, and a runtime that shuts
+/// down would wait for threads of its own.
+async fn resolved(
+    ask: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+) -> io::Result<Vec<SocketAddr>> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("relatch-resolver".into())
+        .spawn(move || tell.send(ask()))?;
+    let addresses = told.await.map_err(io::Error::other)??;
+    if addresses.is_empty() {
+        return Err(io::Error::other("it has no address"));
+    }
+    Ok(addresses)
+}
+
+/// A server, and how to talk to it.
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) address: Address,
+    /// What it is called in errors and logs. No credentials.
+    pub(super) place: String,
+    login: RedisConnectionInfo,
+    tls: Option<Tls>,
+    pub(super) response_timeout: Duration,
+    idle_ping: Duration,
+}
+
+impl Peer {
+    /// A server of the target.
+    pub(super) fn new(options: &RedisOptions, target: &Target, address: Address) -> Self {
+        let place = target.server(address.clone()).place;
+        Self {
+            address,
+            place,
+            login: target.login.clone(),
+            tls: target.tls.clone(),
+            response_timeout: options.response_timeout,
+            idle_ping: options.idle_ping,
+        }
+    }
+
+    pub(super) fn called(mut self, place: String) -> Self {
+        self.place = place;
+        self
+    }
+
+    pub(super) fn logged_in_as(mut self, login: RedisConnectionInfo) -> Self {
+        self.login = login;
+        self
+    }
+
+    /// Settings for a connection: without a limit for making it, as the whole attempt has one.
+    pub(super) fn config(&self) -> AsyncConnectionConfig {
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(Some(self.response_timeout))
+            .set_pipeline_buffer_size(BUFFERED)
+    }
+
+    /// A connection, logged in. Its driver is put among `drivers`; the connection ends with it. `accepted` is called when somebody took
+    /// the connection.
+    pub(super) async fn connect(
+        &self,
+        drivers: &mut JoinSet<()>,
+        config: AsyncConnectionConfig,
+        accepted: impl FnOnce(),
+    ) -> Result<MultiplexedConnection, Error> {
+        match &self.address {
+            Address::Tcp(host, port) => {
+                let stream = self.reach(host, *port).await?;
+                accepted();
+                match &self.tls {
+                    None => self.log_in(drivers, stream, config).await,
+                    #[cfg(feature = "tls")]
+                    Some(tls) => {
+                        let stream = super::tls::wrap(tls, host, stream)
+                            .await
+                            .map_err(|error| self.untrusted(&error))?;
+                        self.log_in(drivers, stream, config).await
+                    }
+                    #[cfg(not(feature = "tls"))]
+                    Some(_) => Err(self.strange("it wants TLS, which this program was built without")),
+                }
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path)
+                    .await
+                    .map_err(|error| self.refused(&error))?;
+                accepted();
+                self.log_in(drivers, stream, config).await
+            }
+            #[cfg(feature = "cli")]
+            Address::Simulated(network) => {
+                let stream = network.connect().await.map_err(|error| self.refused(&error))?;
+                accepted();
+                self.log_in(drivers, stream, config).await
+            }
+        }
+    }
+
+    async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, Error> {
+        let name = (host.to_owned(), port);
+        let addresses = match host.parse::<IpAddr>() {
+            Ok(address) => vec![SocketAddr::new(address, port)],
+            Err(_) => resolved(move || Ok(name.to_socket_addrs()?.collect()))
+                .await
+                .map_err(|error| {
+                    self.unreachable(format_args!(
+                        "has a name that can't be resolved ({error}): correct it, or see to the name server"
+                    ))
+                })?,
+        };
+        let stream = TcpStream::connect(&addresses[..])
+            .await
+            .map_err(|error| self.refused(&error))?;
+        let tune = || -> std::io::Result<()> {
+            stream.set_nodelay(true)?;
+            let socket = SockRef::from(&stream);
+            let keepalive = TcpKeepalive::new().with_time(self.idle_ping);
+            #[cfg(any(
+                target_os = "linux",
+                target_os = "android",
+                target_os = "macos",
+                target_os = "windows"
+            ))]
+            let keepalive = keepalive.with_interval(self.idle_ping);
+            socket.set_tcp_keepalive(&keepalive)?;
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            socket.set_tcp_user_timeout(Some(self.idle_ping + self.response_timeout))?;
+            Ok(())
+        };
+        if let Err(error) = tune() {
+            // It works without; only the PINGs then find a half-open link.
+            tracing::debug!(server = %self.place, %error, "can't tune the socket");
+        }
+        Ok(stream)
+    }
+
+    async fn log_in<S>(
+        &self,
+        drivers: &mut JoinSet<()>,
+        stream: S,
+        config: AsyncConnectionConfig,
+    ) -> Result<MultiplexedConnection, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (connection, driver) = MultiplexedConnection::new_with_config(&self.login, stream, config)
+            .await
+            .map_err(|error| self.handshake_failed(&error))?;
+        drivers.spawn(driver);
+        Ok(connection)
+    }
+
+    // -- what went wrong ----------------------------------------------------------------------------------------
+
+    /// `what` happened at the server's place.
+    pub(super) fn unreachable(&self, what: impl std::fmt::Display) -> Error {
+        ErrorKind::Unreachable(format!("{} {what}", self.place)).into()
+    }
+
+    /// `what` is the matter with the server at this place.
+    pub(super) fn unfit(&self, what: impl std::fmt::Display) -> Error {
+        ErrorKind::Server(format!("{} {what}", self.place)).into()
+    }
+
+    pub(super) fn strange(&self, what: impl std::fmt::Display) -> Error {
+        self.unfit(format_args!(
+            "does not speak like Redis: {what}; is it another kind of server, or does it want TLS (rediss://)?"
+        ))
+    }
+
+    pub(super) fn too_old(&self, what: impl std::fmt::Display) -> Error {
+        self.unfit(format_args!(
+            "is {what}: too old; relatch needs Redis {}.{} or newer, or Valkey",
+            OLDEST.0, OLDEST.1
+        ))
+    }
+
+    fn refused(&self, error: &std::io::Error) -> Error {
+        self.unreachable(format_args!(
+            "can't be connected to ({error}); is a server running there? Start one, or correct the address"
+        ))
+    }
+
+    #[cfg(feature = "tls")]
+    fn untrusted(&self, error: &std::io::Error) -> Error {
+        use rustls::CertificateError as Bad;
+        let tls = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let what = match tls {
+            Some(rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
+                "its certificate is signed by nobody we trust: name the authority that did, ?ca=/path/to/ca.pem".to_owned()
+            }
+            Some(rustls::Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
+                "its certificate is for another name: write that as the host, or say what it is, ?server_name=…".to_owned()
+            }
+            Some(rustls::Error::InvalidCertificate(bad)) => format!("its certificate can't be trusted ({bad:?})"),
+            Some(rustls::Error::AlertReceived(alert)) => format!(
+                "it does not take what we showed it ({alert:?}): if it wants a certificate, ?cert=/path/to.pem&key=/path/to.key"
+            ),
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "it does not speak TLS there: name its TLS port, or write redis://".to_owned()
+            }
+            // It hung up, or a file of ours can't be read any more.
+            _ => return self.unreachable(format_args!("let no TLS connection be made ({error})")),
+        };
+        self.unfit(format_args!("is not connected to by TLS: {what}"))
+    }
+
+    /// What a failure of a connection that had worked means.
+    pub(super) fn broken(&self, error: &RedisError) -> Error {
+        if error.is_timeout() {
+            self.unreachable(format_args!("did not answer within {:?}", self.response_timeout))
+        } else if error.kind() == ::redis::ErrorKind::Parse {
+            self.unreachable(format_args!(
+                "sent something unreadable ({})",
+                printable(&error.to_string())
+            ))
+        } else if error.is_connection_dropped() {
+            self.unreachable("closed the connection")
+        } else {
+            self.unreachable(format_args!(
+                "can't be reached ({})",
+                printable(&error.to_string())
+            ))
+        }
+    }
+
+    pub(super) fn handshake_failed(&self, error: &RedisError) -> Error {
+        use ::redis::ErrorKind as Kind;
+        match error.kind() {
+            Kind::Parse => return self.strange(printable(&error.to_string())),
+            Kind::RESP3NotSupported => return self.too_old("a server that does not know HELLO"),
+            Kind::Io if error.is_timeout() => {
+                return self.unreachable(format_args!(
+                    "took the connection but did not answer within {:?}; is it a Redis server, and is it stopped or overloaded?",
+                    self.response_timeout
+                ));
+            }
+            Kind::Io => {
+                // TLS 1.3 tells of a certificate that is not taken only when we already speak.
+                #[cfg(feature = "tls")]
+                if self.tls.is_some() && printable(&error.to_string()).contains("alert") {
+                    return self.unfit(format_args!(
+                        "does not take what we showed it by TLS ({}): if it wants a certificate, ?cert=/path/to.pem&key=/path/to.key",
+                        printable(&error.to_string())
+                    ));
+                }
+                return self.unreachable(format_args!(
+                    "closed the connection at once ({}); is it a Redis server, does it want TLS (rediss://), and does it let you in?",
+                    printable(&error.to_string())
+                ));
+            }
+            _ => {}
+        }
+        // The crate hides what the server said to SELECT within an error of its own.
+        if let Ok(server) = ::redis::ServerError::try_from(error.clone()) {
+            if server.kind() == Some(ServerErrorKind::ResponseError)
+                && server
+                    .details()
+                    .unwrap_or_default()
+                    .starts_with("unknown command")
+            {
+                return self.too_old("a server, or a proxy, that does not know HELLO");
+            }
+            return classify(&self.place, "a connection", &server).into_error();
+        }
+        self.unfit(format_args!(
+            "did not let us in: {}",
+            printable(&error.to_string())
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_name_server_that_does_not_answer_holds_up_no_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        // Until this test lets it go.
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        let begun = Instant::now();
+        runtime.block_on(async {
+            let resolving = resolved(move || {
+                let _ = wait.recv();
+                Ok(Vec::new())
+            });
+            let outcome = tokio::time::timeout(Duration::from_millis(20), resolving).await;
+            assert!(outcome.is_err());
+        });
+        drop(runtime);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        drop(let_go);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_resolved_or_it_is_said_why_not() {
+        let found = resolved(|| Ok(("localhost", 1).to_socket_addrs()?.collect())).await;
+        assert!(found.unwrap().iter().all(|address| address.ip().is_loopback()));
+        assert!(resolved(|| Ok(Vec::new())).await.is_err());
+        assert!(resolved(|| Err(io::Error::other("no"))).await.is_err());
+    }
+}
