@@ -1,7 +1,7 @@
-//! One suite, every backend. What a call means must not depend on where the truth is kept.
+//! One suite, every backend, every deployment. What a call means must not depend on where the truth is kept, nor on how to get there.
 //!
-//! Each claim is a function that gets a [`World`]; the macro at the end runs all of them on all backends, so that no
-//! combination can be missing.
+//! Each claim is a function that gets a [`World`]; the macro at the end runs all of them on all backends, each in a test of its own, and
+//! over all deployments of `support::deployment`, each deployment in one test, so that no combination can be missing.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod support;
@@ -13,28 +13,67 @@ use relatch::{Builder, Embedded, LostCause, Mode, Owner, Relatch, RwLock};
 use support::RedisServer;
 use support::{BOUND, eventually_async};
 
-enum World {
+/// Where a claim is tried: somewhere, under a name that no other claim uses.
+struct World {
+    place: Place,
+    name: String,
+}
+
+enum Place {
     Embedded(Embedded),
     #[cfg(feature = "redis")]
     Redis(RedisServer),
+    #[cfg(feature = "redis")]
+    Deployment(std::sync::Arc<support::deployment::Running>),
+}
+
+/// A client, and what its claim locks.
+#[derive(Clone)]
+struct Client {
+    relatch: Relatch,
+    name: String,
+}
+
+impl std::ops::Deref for Client {
+    type Target = Relatch;
+    fn deref(&self) -> &Relatch {
+        &self.relatch
+    }
+}
+
+impl Client {
+    fn it(&self) -> &str {
+        &self.name
+    }
 }
 
 impl World {
-    async fn client(&self) -> Relatch {
+    async fn client(&self) -> Client {
         self.client_of(Relatch::builder()).await
     }
 
     /// A client with leases short enough to wait for.
-    async fn brisk(&self) -> Relatch {
+    async fn brisk(&self) -> Client {
         self.client_of(Relatch::builder().lease(ms(300)).claim(ms(200)))
             .await
     }
 
-    async fn client_of(&self, builder: Builder) -> Relatch {
-        match self {
-            World::Embedded(server) => builder.embedded_in(server).expect("an embedded client"),
+    async fn client_of(&self, builder: Builder) -> Client {
+        let relatch = match &self.place {
+            Place::Embedded(server) => builder.embedded_in(server).expect("an embedded client"),
             #[cfg(feature = "redis")]
-            World::Redis(server) => builder.url(server.url()).connect().await.expect("a Redis client"),
+            Place::Redis(server) => builder.url(server.url()).connect().await.expect("a Redis client"),
+            #[cfg(feature = "redis")]
+            Place::Deployment(running) => builder
+                .url(&running.url)
+                .replicas(running.replicas, BOUND)
+                .connect()
+                .await
+                .expect("a client"),
+        };
+        Client {
+            relatch,
+            name: self.name.clone(),
         }
     }
 }
@@ -43,33 +82,33 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-fn lock(relatch: &Relatch) -> RwLock {
-    relatch.rwlock("it").expect("a name")
+fn lock(client: &Client) -> RwLock {
+    client.rwlock(client.it()).expect("a name")
 }
 
-async fn waiters(relatch: &Relatch, n: u64) {
+async fn waiters(client: &Client, n: u64) {
     eventually_async(BOUND, &format!("{n} waiters"), async || {
-        relatch
-            .inspect("it")
+        client
+            .inspect(client.it())
             .await
             .is_ok_and(|seen| seen.waiter_count == n)
     })
     .await;
 }
 
-async fn free(relatch: &Relatch) {
+async fn free(client: &Client) {
     eventually_async(BOUND, "the lock is free and nobody waits", async || {
-        relatch
-            .inspect("it")
+        client
+            .inspect(client.it())
             .await
             .is_ok_and(|seen| seen.holder_count == 0 && seen.waiter_count == 0)
     })
     .await;
 }
 
-async fn held_as(relatch: &Relatch) -> Vec<Mode> {
-    let mut modes: Vec<Mode> = relatch
-        .inspect("it")
+async fn held_as(client: &Client) -> Vec<Mode> {
+    let mut modes: Vec<Mode> = client
+        .inspect(client.it())
         .await
         .unwrap()
         .holders
@@ -97,7 +136,7 @@ mod claims {
         let (a, b) = (world.client().await, world.client().await);
         let one = lock(&a).read().await.unwrap();
         let two = soon(lock(&b).read()).await.unwrap();
-        assert_eq!(a.inspect("it").await.unwrap().holder_count, 2);
+        assert_eq!(a.inspect(a.it()).await.unwrap().holder_count, 2);
         assert!(one.is_held() && two.is_held());
     }
 
@@ -233,7 +272,7 @@ mod claims {
             .await
             .unwrap();
         assert_eq!((here.depth(), there.depth()), (1, 2));
-        assert_eq!(a.inspect("it").await.unwrap().holders.len(), 2);
+        assert_eq!(a.inspect(a.it()).await.unwrap().holders.len(), 2);
         here.release().await.unwrap();
         assert!(
             lock(&a).try_read().await.unwrap().is_none(),
@@ -262,7 +301,7 @@ mod claims {
     pub async fn hold_counts_follow_every_step(world: &World) {
         let a = world.client().await;
         let owner = Owner::new();
-        let count = async || a.inspect("it").await.unwrap().holders.len();
+        let count = async || a.inspect(a.it()).await.unwrap().holders.len();
         assert_eq!(count().await, 0);
         let one = lock(&a).write().owner(&owner).await.unwrap();
         assert_eq!(count().await, 1);
@@ -317,7 +356,7 @@ mod claims {
     pub async fn owners_that_ask_to_read_and_to_write_at_once_do_not_wait_for_each_other(world: &World) {
         let (a, b) = (world.client().await, world.client().await);
         let held = lock(&a).write().await.unwrap();
-        let both = |client: Relatch| {
+        let both = |client: Client| {
             let lock = lock(&client);
             tokio::spawn(Owner::new().scope(async move {
                 let (write, read) = tokio::join!(lock.write(), lock.read());
@@ -364,7 +403,7 @@ mod claims {
         for reader in readers {
             guards.push(soon(reader).await.unwrap().unwrap());
         }
-        assert_eq!(a.inspect("it").await.unwrap().holder_count, 20);
+        assert_eq!(a.inspect(a.it()).await.unwrap().holder_count, 20);
         assert!(
             !next.is_finished(),
             "the writer waits for that one phase of readers"
@@ -621,7 +660,7 @@ mod claims {
         // It is granted for a claim, and renewed once when a part of that has passed.
         let mut lease = Duration::ZERO;
         eventually_async(BOUND, "it is renewed", async || {
-            let holder = a.inspect("it").await.unwrap().holders.remove(0);
+            let holder = a.inspect(a.it()).await.unwrap().holders.remove(0);
             lease = holder.held_for + holder.lease_left;
             lease > ms(600)
         })
@@ -662,7 +701,7 @@ mod claims {
         tokio::time::timeout(ms(900), held.lost())
             .await
             .expect_err("held");
-        assert_eq!(a.inspect("it").await.unwrap().waiter_count, 1);
+        assert_eq!(a.inspect(a.it()).await.unwrap().waiter_count, 1);
         held.release().await.unwrap();
         drop(soon(next).await.unwrap().unwrap());
     }
@@ -710,7 +749,7 @@ mod claims {
                     .unwrap(),
             );
         }
-        for holder in a.inspect("it").await.unwrap().holders {
+        for holder in a.inspect(a.it()).await.unwrap().holders {
             assert!(holder.lease_left <= Duration::from_secs(20));
         }
     }
@@ -723,7 +762,7 @@ mod claims {
             .await
             .expect_err("renewed meanwhile");
         short.release().await.unwrap();
-        let left = a.inspect("it").await.unwrap().holders[0].lease_left;
+        let left = a.inspect(a.it()).await.unwrap().holders[0].lease_left;
         assert!(left > Duration::from_secs(50), "{left:?}");
         assert!(long.valid_for() > Duration::from_secs(50));
     }
@@ -805,7 +844,7 @@ mod claims {
         assert_eq!(soon(held.lost()).await, LostCause::Closed);
         assert!(soon(waiting).await.unwrap().unwrap_err().is_closed());
         assert!(lock(&a).read().await.unwrap_err().is_closed());
-        let seen = b.inspect("it").await.unwrap();
+        let seen = b.inspect(b.it()).await.unwrap();
         assert_eq!((seen.holder_count, seen.waiter_count), (1, 0));
     }
 
@@ -825,7 +864,7 @@ mod claims {
         let held = lock(&a).write().await.unwrap();
         let next = tokio::spawn(lock(&b).write().into_future());
         waiters(&a, 1).await;
-        assert_eq!(soon(b.revoke("it")).await.unwrap(), 1);
+        assert_eq!(soon(b.revoke(b.it())).await.unwrap(), 1);
         assert!(!held.is_held(), "by the time it is taken the guard knows");
         assert_eq!(soon(held.lost()).await, LostCause::Revoked);
         assert_eq!(
@@ -833,16 +872,16 @@ mod claims {
             Some(LostCause::Revoked)
         );
         drop(soon(next).await.unwrap().unwrap());
-        assert_eq!(b.revoke("it").await.unwrap(), 0, "nobody is left to be revoked");
+        assert_eq!(b.revoke(b.it()).await.unwrap(), 0, "nobody is left to be revoked");
     }
 
     pub async fn revoking_one_owner_leaves_the_others(world: &World) {
         let (a, b) = (world.client().await, world.client().await);
         let mine = lock(&a).read().await.unwrap();
         let theirs = lock(&b).read().await.unwrap();
-        assert_eq!(soon(b.revoke_owner("it", &mine.owner())).await.unwrap(), 1);
+        assert_eq!(soon(b.revoke_owner(b.it(), &mine.owner())).await.unwrap(), 1);
         assert!(!mine.is_held() && theirs.is_held());
-        assert_eq!(b.inspect("it").await.unwrap().holder_count, 1);
+        assert_eq!(b.inspect(b.it()).await.unwrap().holder_count, 1);
     }
 
     pub async fn a_revocation_leaves_those_in_line_alone(world: &World) {
@@ -853,11 +892,11 @@ mod claims {
             queued.push(tokio::spawn(lock(&a).write().into_future()));
             waiters(&b, n).await;
         }
-        assert_eq!(soon(b.revoke("it")).await.unwrap(), 1, "only the one that held");
+        assert_eq!(soon(b.revoke(b.it())).await.unwrap(), 1, "only the one that held");
         assert_eq!(soon(held.lost()).await, LostCause::Revoked);
         for next in queued {
             let next = soon(next).await.unwrap().unwrap();
-            let seen = b.inspect("it").await.unwrap();
+            let seen = b.inspect(b.it()).await.unwrap();
             assert!(
                 seen.holders.iter().all(|holder| !holder.revoked),
                 "the server took a hold that came after the revocation was called: {seen:?}"
@@ -886,7 +925,7 @@ mod claims {
             })
             .collect();
         for _ in 0..10 {
-            assert!(soon(clients[0].revoke("it")).await.unwrap() <= 1);
+            assert!(soon(clients[0].revoke(clients[0].it())).await.unwrap() <= 1);
         }
         stop.store(true, Relaxed);
         for task in tasks {
@@ -899,7 +938,7 @@ mod claims {
         let a = world.client().await;
         let held = lock(&a).write().await.unwrap();
         assert_eq!(held.protect(async { 7 }).await.unwrap(), 7);
-        let (ended, revoked) = tokio::join!(held.protect(std::future::pending::<()>()), a.revoke("it"));
+        let (ended, revoked) = tokio::join!(held.protect(std::future::pending::<()>()), a.revoke(a.it()));
         assert_eq!(ended.unwrap_err().lost_cause(), Some(LostCause::Revoked));
         revoked.unwrap();
     }
@@ -966,7 +1005,10 @@ mod claims {
                 "{lease:?}"
             );
         }
-        drop(soon(lock(&a).write().lease(ms(10))).await.unwrap());
+        // Which may be over before it is told, where replicas are waited for.
+        if let Err(error) = soon(lock(&a).write().lease(ms(10))).await {
+            assert!(error.is_lost(), "{error}");
+        }
         drop(
             soon(lock(&a).write().lease(Duration::from_secs(30 * 86_400)))
                 .await
@@ -989,13 +1031,13 @@ mod claims {
             let held = lock(&a).write().label(label).await.unwrap();
             let waiting = tokio::spawn(lock(&a).read().label(label).into_future());
             waiters(&a, 1).await;
-            let seen = a.inspect("it").await.unwrap();
+            let seen = a.inspect(a.it()).await.unwrap();
             assert_eq!(seen.holders[0].label.as_deref(), Some(label));
             assert_eq!(seen.waiters[0].label.as_deref(), Some(label));
             held.release().await.unwrap();
             let read = soon(waiting).await.unwrap().unwrap();
             assert_eq!(
-                a.inspect("it").await.unwrap().holders[0].label.as_deref(),
+                a.inspect(a.it()).await.unwrap().holders[0].label.as_deref(),
                 Some(label)
             );
             read.release().await.unwrap();
@@ -1049,13 +1091,87 @@ mod claims {
     }
 }
 
-/// The claims of this file, and the ones of the files in `conformance/`, each with its own list.
+/// Its name, and to try it.
+#[cfg(feature = "redis")]
+type Claim = (&'static str, fn(&World));
+
+/// Runs every claim over one deployment, and says which did not hold: several at a time, as most of them wait for something most of the
+/// time. One that fails is tried again when it is alone: some count on leases of 300 ms, which a machine that does much else may miss.
+#[cfg(feature = "redis")]
+fn every_claim_over(deployment: &str, claims: &[Claim]) {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    let deployment = support::deployment::ALL
+        .iter()
+        .find(|known| known.name == deployment)
+        .expect("a deployment of that name");
+    let running = std::sync::Arc::new((deployment.start)());
+    let holds = |name: &str, round: u32, claim: fn(&World)| {
+        let world = World {
+            place: Place::Deployment(running.clone()),
+            name: format!("{name} {round}"),
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(&world))).is_ok()
+    };
+    let next = AtomicUsize::new(0);
+    let failed = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while let Some((name, claim)) = claims.get(next.fetch_add(1, Relaxed)) {
+                    if !holds(name, 1, *claim) {
+                        failed.lock().push((*name, *claim));
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner();
+    failed.retain(|(name, claim)| !holds(name, 2, *claim));
+    let failed: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
+    assert!(
+        failed.is_empty(),
+        "{}: {failed:?}; what they said is above",
+        deployment.what
+    );
+}
+
+/// The claims of this file, and the ones of the files in `conformance/`, each with its own list. Those of this file also over every deployment.
 macro_rules! on_every_backend {
+    ($file:literal: [$($deployment:ident)*] $($claim:ident)*) => {
+        on_every_backend! { $file: $($claim)* }
+
+        #[cfg(feature = "redis")]
+        const CLAIMS: &[Claim] = &[$((stringify!($claim), |world| {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .expect("a runtime")
+                .block_on(claims::$claim(world));
+        })),*];
+
+        #[cfg(feature = "redis")]
+        mod every_claim_holds_over {
+            $(#[test]
+            fn $deployment() {
+                super::every_claim_over(stringify!($deployment), super::CLAIMS);
+            })*
+        }
+
+        #[cfg(feature = "redis")]
+        #[test]
+        fn every_deployment_is_tried() {
+            let known: Vec<&str> = support::deployment::ALL.iter().map(|known| known.name).collect();
+            assert_eq!([$(stringify!($deployment)),*].as_slice(), known.as_slice(), "the list below names every deployment, in order");
+        }
+    };
     ($file:literal: $($claim:ident)*) => {
         mod embedded {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
-                super::claims::$claim(&crate::World::Embedded(crate::Embedded::new())).await;
+                let place = crate::Place::Embedded(crate::Embedded::new());
+                super::claims::$claim(&crate::World { place, name: "it".into() }).await;
             })*
         }
 
@@ -1063,7 +1179,8 @@ macro_rules! on_every_backend {
         mod redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $claim() {
-                super::claims::$claim(&crate::World::Redis(crate::RedisServer::start())).await;
+                let place = crate::Place::Redis(crate::RedisServer::start());
+                super::claims::$claim(&crate::World { place, name: "it".into() }).await;
             })*
         }
 
@@ -1086,6 +1203,7 @@ mod layers;
 mod threads;
 
 on_every_backend! { "conformance.rs":
+    [tcp socket tls least_rights no_messages only_evalsha only_eval proxy replicas sentinel]
     readers_share
     a_writer_excludes_everybody
     readers_and_one_upgradable_share

@@ -112,6 +112,86 @@ async fn a_password_that_is_missing_or_wrong_says_so() {
         .unwrap();
 }
 
+/// Everything that is logged on this thread, as text.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<parking_lot::Mutex<String>>);
+
+impl tracing::field::Visit for Log {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        use std::fmt::Write as _;
+        let _ = write!(self.0.lock(), "{field}={value:?} ");
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("relatch")
+    }
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        span.record(&mut self.clone());
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        values.record(&mut self.clone());
+    }
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+        self.0.lock().push('\n');
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn no_user_and_no_password_is_logged_and_what_is_amiss_once() {
+    let server = RedisServer::start();
+    server.cli(&[
+        "ACL",
+        "SETUSER",
+        "annabel",
+        "on",
+        ">sesame",
+        "~*",
+        "&*",
+        "+@all",
+        "-subscribe",
+    ]);
+    let log = Log::default();
+    let _here = tracing::subscriber::set_default(log.clone());
+    let at = format!("127.0.0.1:{}", server.port());
+    // No such user, no such server, no such Sentinel; and one that works, if slowly, whose link is lost.
+    refused(&format!("redis://annabel:opensesame@{at}")).await;
+    refused(&format!("redis://annabel:sesame@127.0.0.1:{}", free_port())).await;
+    refused(&format!(
+        "redis+sentinel://annabel:sesame@{at}/main?sentinel_user=annabel&sentinel_password=sesame"
+    ))
+    .await;
+    let relatch = Relatch::connect(&format!("redis://annabel:sesame@{at}"))
+        .await
+        .unwrap();
+    let remarks = relatch.remarks();
+    assert!(
+        remarks.len() == 1 && remarks[0].contains("+subscribe"),
+        "{remarks:?}"
+    );
+    for _ in 0..2 {
+        server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        let lock = relatch.rwlock("it").unwrap();
+        lock.write().await.unwrap().release().await.unwrap();
+    }
+    server.cli(&["ACL", "SETUSER", "annabel", "-evalsha"]);
+    let error = relatch.rwlock("it").unwrap().write().await.unwrap_err();
+    assert!(!error.to_string().contains("annabel"), "{error}");
+
+    let log = log.0.lock().clone();
+    assert!(log.contains("link lost") && log.contains(&at), "{log}");
+    assert_eq!(log.matches("+subscribe +publish").count(), 1, "{log}");
+    for secret in ["sesame", "annabel"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+}
+
 #[tokio::test]
 async fn a_key_of_another_type_is_an_error_and_stays_as_it_is() {
     let server = RedisServer::start();

@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 use support::resp::{Client, Framer, Piece, is_timeout};
 use support::{
-    BOUND, ChildProcess, Connections, Direction, FakeServer, Proxy, RedisServer, Reply, child, eventually,
-    eventually_async, eventually_blocking,
+    BOUND, ChildProcess, Connections, Direction, FakeServer, Proxy, RedisServer, Reply, Watched, child,
+    eventually, eventually_async, eventually_blocking,
 };
 
 /// Long enough for a reply on loopback to come if it were on its way. Only ever waited out in vain,
@@ -429,6 +429,40 @@ async fn eventually_waits_for_what_comes_later() {
 #[should_panic(expected = "in vain: pigs fly")]
 async fn eventually_ends_at_its_bound() {
     eventually(Duration::from_millis(20), "pigs fly", || false).await;
+}
+
+#[test]
+fn idle_connections_are_dropped_and_busy_ones_stay() {
+    let (_server, proxy) = proxied();
+    let (mut idle, mut busy) = (connect(proxy.port()), connect(proxy.port()));
+    assert!(idle.command(&["PING"]).is_ok() && busy.command(&["PING"]).is_ok());
+    proxy.drop_idle(Some(Duration::from_millis(400)));
+    eventually_blocking(BOUND, "one is left", || {
+        assert!(busy.command(&["PING"]).is_ok());
+        proxy.connections().live == 1
+    });
+    assert!(idle.command(&["PING"]).is_err());
+    proxy.drop_idle(None);
+    assert!(busy.command(&["PING"]).is_ok());
+}
+
+// --- Sentinels ---
+
+#[test]
+fn sentinels_can_fail_over_from_the_start_and_leave_no_process_behind() {
+    let watched = Watched::start_secured();
+    let pids = watched.pids();
+    assert_eq!(pids.len(), 6);
+    let old = watched.primary().port();
+    watched.fail_over();
+    watched.replaced(old);
+    drop(watched);
+    for pid in pids {
+        assert!(
+            !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+            "{pid} lives on"
+        );
+    }
 }
 
 // --- servers that are not Redis ---

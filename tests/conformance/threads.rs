@@ -10,10 +10,10 @@ mod claims {
     use relatch::{Error, LostCause, Owner, ReadGuard, Relatch, RwLock};
 
     use crate::support::{BOUND, eventually_blocking};
-    use crate::{World, free, lock, ms};
+    use crate::{Client, World, free, lock, ms};
 
     /// A client that threads can wait for.
-    async fn client(world: &World) -> Relatch {
+    async fn client(world: &World) -> Client {
         world.client_of(Relatch::builder().own_thread()).await
     }
 
@@ -30,7 +30,7 @@ mod claims {
         }
     }
 
-    fn waiting(relatch: &Relatch, n: u64) {
+    fn waiting(relatch: &Client, n: u64) {
         eventually_blocking(BOUND, "so many wait", || {
             relatch
                 .block_on(relatch.inspect("it"))
@@ -229,7 +229,7 @@ mod claims {
     // -- inside a runtime -----------------------------------------------------------------------------------------------
 
     /// Blocks what it is called in, more often than a task may go on without yielding.
-    fn many_pairs(relatch: &Relatch) {
+    fn many_pairs(relatch: &Client) {
         let l = lock(relatch);
         for _ in 0..300 {
             let read = l.read().wait().unwrap();
@@ -240,7 +240,7 @@ mod claims {
     }
 
     /// A thread holds it until this one waits.
-    fn contended(relatch: &Relatch) {
+    fn contended(relatch: &Client) {
         thread::scope(|threads| {
             let (tell, told) = mpsc::channel();
             threads.spawn(move || {

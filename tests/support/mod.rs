@@ -16,10 +16,13 @@
 
 mod background;
 pub mod child;
+pub mod deployment;
 mod fake;
 mod proxy;
 pub mod resp;
+mod sentinel;
 mod server;
+mod tls;
 mod wait;
 
 pub use background::Background;
@@ -27,7 +30,9 @@ pub use child::ChildProcess;
 pub use fake::FakeServer;
 pub use proxy::{Connections, Direction, Proxy};
 pub use resp::Reply;
+pub use sentinel::{DOWN_AFTER, Watched, primary, replica_of};
 pub use server::RedisServer;
+pub use tls::Certificates;
 pub use wait::{BOUND, eventually, eventually_async, eventually_blocking};
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -58,6 +58,8 @@ struct Shared {
     live: AtomicUsize,
     accepted: AtomicUsize,
     lost: AtomicUsize,
+    /// A connection that carries nothing for so long is closed.
+    idle: watch::Sender<Option<Duration>>,
 }
 
 /// Which connections to close; answered when they are closed.
@@ -84,6 +86,7 @@ impl Proxy {
             live: AtomicUsize::new(0),
             accepted: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
+            idle: watch::Sender::new(None),
         });
         let (cuts, orders) = mpsc::unbounded_channel();
         let theirs = Arc::clone(&shared);
@@ -113,6 +116,11 @@ impl Proxy {
     /// Whether new connections are closed as soon as they come. Those that exist stay.
     pub fn refuse(&self, refuse: bool) {
         self.shared.faults.send_modify(|now| now.refuse = refuse);
+    }
+
+    /// Closes connections, those that there are and those to come, that carry nothing for so long; `None` for none.
+    pub fn drop_idle(&self, after: Option<Duration>) {
+        self.shared.idle.send_replace(after);
     }
 
     /// Holds what is sent that way from now on, an end of stream too, and delivers it on `heal`.
@@ -270,10 +278,11 @@ async fn carry(client: TcpStream, shared: Arc<Shared>, gapped: Arc<AtomicBool>) 
     let (requests_in, requests) = mpsc::unbounded_channel();
     let (replies_in, replies) = mpsc::unbounded_channel();
     let ledger = Mutex::new(Ledger::default());
+    let busy = Mutex::new(Instant::now());
 
     let upwards = async {
         tokio::join!(
-            read_all(from_client, requests_in),
+            read_all(from_client, requests_in, &busy),
             forward_requests(requests, to_server, &shared, &ledger),
         );
         std::future::pending::<()>().await;
@@ -282,19 +291,39 @@ async fn carry(client: TcpStream, shared: Arc<Shared>, gapped: Arc<AtomicBool>) 
         () = upwards => {}
         // Its end is the connection's, whatever the reader behind it still waits for.
         () = forward_replies(replies, to_client, &shared, &ledger, &gapped) => {}
+        () = idle(shared.idle.subscribe(), &busy) => {}
         () = async {
-            read_all(from_server, replies_in).await;
+            read_all(from_server, replies_in, &busy).await;
             std::future::pending::<()>().await;
         } => {}
     }
 }
 
+/// Until the connection has carried nothing for too long.
+async fn idle(mut after: watch::Receiver<Option<Duration>>, busy: &Mutex<Instant>) {
+    loop {
+        let limit = *after.borrow_and_update();
+        let Some(limit) = limit else {
+            if after.changed().await.is_err() {
+                std::future::pending::<()>().await; // The proxy is being dropped.
+            }
+            continue;
+        };
+        let due = *busy.lock() + limit;
+        if due <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(due).await;
+    }
+}
+
 /// Reads at once what comes, so that a held stream never pushes back on its sender.
-async fn read_all(mut from: impl AsyncRead + Unpin, to: mpsc::UnboundedSender<Chunk>) {
+async fn read_all(mut from: impl AsyncRead + Unpin, to: mpsc::UnboundedSender<Chunk>, busy: &Mutex<Instant>) {
     let mut bytes = vec![0; 64 * 1024];
     loop {
         // A reset ends the stream too; what came before it counts.
         let length = from.read(&mut bytes).await.unwrap_or(0);
+        *busy.lock() = Instant::now();
         let chunk = (Instant::now(), bytes[..length].to_vec());
         if to.send(chunk).is_err() || length == 0 {
             return;

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const ATTEMPTS: usize = 20;
 
 /// Valkey is what some systems install in Redis' stead; the variable is for trying other versions.
-static PROGRAM: LazyLock<OsString> = LazyLock::new(|| {
+pub(super) static PROGRAM: LazyLock<OsString> = LazyLock::new(|| {
     let named = std::env::var_os("RELATCH_REDIS_SERVER");
     let usual = ["redis-server", "valkey-server"].map(OsString::from);
     named
@@ -66,7 +66,14 @@ impl RedisServer {
 
     /// A server that has written each change to disk before it answers: see `restart_with_data`.
     pub fn start_persistent() -> Self {
-        Self::launch(&["--appendonly", "yes", "--appendfsync", "always"], true)
+        Self::start_persistent_with(&[])
+    }
+
+    /// The same, with further arguments.
+    pub fn start_persistent_with(arguments: &[&str]) -> Self {
+        let mut all = vec!["--appendonly", "yes", "--appendfsync", "always"];
+        all.extend(arguments);
+        Self::launch(&all, true)
     }
 
     fn launch(arguments: &[&str], persistent: bool) -> Self {

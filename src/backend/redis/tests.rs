@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+mod rights;
+
 use super::*;
 use crate::protocol::{
     Acquire, Acquired, Mode, Name, Operation, OwnerId, Push, Release, Released, Reply, RequestId,
@@ -645,36 +647,6 @@ async fn a_password_is_asked_for_checked_and_never_shown() {
 }
 
 #[tokio::test]
-async fn missing_rights_are_told() {
-    let server = Server::start(&[]);
-    let allow = |rules: &[&str]| {
-        let mut words = vec!["ACL", "SETUSER", "ann", "reset", "on", ">pw"];
-        words.extend(rules);
-        let _: () = server.ask(&words);
-    };
-    let url = format!("redis://ann:pw@127.0.0.1:{}", server.port);
-
-    allow(&["+@all", "~*", "resetchannels"]);
-    let error = first_error(&url).await;
-    assert!(
-        error.is_server() && error.to_string().contains("&relatch:1:*"),
-        "{error}"
-    );
-
-    // No INFO: the version is not checked, and that is all.
-    allow(&["+@all", "-info", "~*", "&*"]);
-    let backend = linked(quick(&url)).await;
-    works(&backend).await;
-
-    allow(&["+@all", "-evalsha", "~*", "&*"]);
-    let outcome = soon(backend.call(&look("x"))).await;
-    assert!(
-        matches!(&outcome, Err(Failure::No(error)) if error.to_string().contains("NOPERM")),
-        "{outcome:?}"
-    );
-}
-
-#[tokio::test]
 async fn a_database_that_is_not_there_is_told() {
     let server = Server::start(&["--databases", "4"]);
     let error = first_error(&format!("{}/4", server.url())).await;
@@ -698,16 +670,29 @@ async fn a_socket_works_as_an_address_does() {
 }
 
 #[tokio::test]
-async fn a_replica_is_not_written_to() {
+async fn a_replica_is_not_linked_to_and_a_demoted_primary_no_longer() {
     let server = Server::start(&["--replicaof", "127.0.0.1 1"]);
-    let backend = linked(quick(&server.url())).await;
-    let error = soon(backend.announce(None, 0)).await;
+    let backend = driven(quick(&server.url()));
+    let error = backend.ready(AGES).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert!(
+        error.to_string().contains("read-only replica") && error.to_string().contains("redis+sentinel://"),
+        "{error}"
+    );
+    let _: () = server.ask(&["REPLICAOF", "NO", "ONE"]);
+    generation_after(&backend, 0).await;
+    works(&backend).await;
+    // By hand: nobody closes our connections.
+    let _: () = server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
     // DEL on a read-only replica is refused as any write is.
-    let Err(Failure::Unknown(error)) = error else {
-        panic!("{error:?}")
+    let Err(Failure::Unknown(error)) = soon(backend.announce(None, 0)).await else {
+        panic!("a write on a replica")
     };
     assert!(error.to_string().contains("read-only replica"), "{error}");
+    until("trouble", || backend.trouble().is_some()).await;
+    let _: () = server.ask(&["REPLICAOF", "NO", "ONE"]);
     generation_after(&backend, 1).await;
+    works(&backend).await;
 }
 
 /// Takes connections on loopback and answers each command with whatever `answer` says; `None` closes the connection.
@@ -775,6 +760,11 @@ fn take_command(seen: &mut Vec<u8>) -> Option<String> {
 
 fn bulk(text: &str) -> Vec<u8> {
     format!("${}\r\n{text}\r\n", text.len()).into_bytes()
+}
+
+/// A script is run, and not the one that asks which rights are missing.
+fn is_call(command: &str) -> bool {
+    command.starts_with("EVALSHA") && !command.contains("relatch:1:probe:")
 }
 
 /// What a server says that is Redis as far as the handshake goes.
@@ -913,7 +903,7 @@ async fn a_reply_that_is_not_the_calls_own_makes_it_unknown_and_takes_the_link_d
         "?\r\n",
     ] {
         let fake = Fake::start(move |command| {
-            Some(if command.starts_with("EVALSHA") {
+            Some(if is_call(command) {
                 reply.as_bytes().to_vec()
             } else {
                 like_redis(command, "7.0.0")
@@ -933,7 +923,7 @@ async fn a_reply_that_is_not_the_calls_own_makes_it_unknown_and_takes_the_link_d
 #[tokio::test]
 async fn a_server_that_asks_for_patience_keeps_its_link() {
     let fake = Fake::start(|command| {
-        Some(if command.starts_with("EVALSHA") {
+        Some(if is_call(command) {
             b"-LOADING Redis is loading the dataset in memory\r\n".to_vec()
         } else {
             like_redis(command, "7.0.0")
@@ -961,7 +951,7 @@ async fn a_link_that_breaks_as_soon_as_it_is_up_is_not_made_again_in_a_loop() {
         if command.starts_with("SUBSCRIBE") {
             counted.fetch_add(1, Ordering::Relaxed);
         }
-        if command.starts_with("EVALSHA") {
+        if is_call(command) {
             return None;
         }
         Some(like_redis(command, "7.0.0"))

@@ -1,0 +1,658 @@
+//! Every deployment × every fault: what is said while it lasts, and how long it takes to recover. And the page that tells of it.
+//!
+//! Each drill has a holder and somebody who waits in line. While the fault lasts, an acquisition fails soon and says why. When it is over,
+//! a new one must succeed: that is the time to recover. Then the holder is still held or has been told that it is lost, the one in line
+//! enters (or was told no, where the server says no), and its fence is greater.
+//!
+//! The table in `docs/deployments.md` is written by `RELATCH_WRITE_DOCS=1 cargo test --test deployments`; an ordinary run only compares
+//! its rows and columns.
+#![cfg(all(feature = "tls", unix))]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use relatch::{Builder, LostCause, Relatch};
+use support::{BOUND, Certificates, Direction, Proxy, RedisServer, Watched, eventually_async, free_port};
+
+/// What a user sets as the bound within which a half-open link is noticed: their sum.
+const IDLE_PING: Duration = Duration::from_millis(300);
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Fail-overs take Sentinels some seconds.
+const LONG: Duration = Duration::from_secs(30);
+
+fn builder(url: &str) -> Builder {
+    Relatch::builder()
+        .url(url)
+        .lease(LONG)
+        .claim(Duration::from_millis(600))
+        .patience(LONG)
+        .response_timeout(RESPONSE_TIMEOUT)
+        .idle_ping(IDLE_PING)
+}
+
+/// What runs, and what can be done to it.
+struct Site {
+    url: String,
+    replicas: u32,
+    server: Option<Arc<RedisServer>>,
+    proxy: Option<Arc<Proxy>>,
+    watched: Option<Arc<Watched>>,
+    /// Nothing reads it; it goes when the site goes.
+    _files: Option<Certificates>,
+}
+
+struct Fault {
+    name: &'static str,
+    /// In the error of an acquisition that is made meanwhile.
+    said: &'static str,
+    /// The server says no: who waits in line is told so.
+    refuses: bool,
+    /// Begins it. What comes back ends it, and returns when the server is there again, if it is ours to bring back.
+    begin: fn(&Site) -> Box<dyn FnOnce() + Send>,
+}
+
+impl Site {
+    fn server(&self) -> Arc<RedisServer> {
+        self.server.clone().expect("this site has a server of its own")
+    }
+}
+
+/// Faults of a server, however it is reached.
+const OF_A_SERVER: &[Fault] = &[
+    Fault {
+        name: "killed, comes back empty",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.kill();
+            Box::new(move || server.restart_empty())
+        },
+    },
+    Fault {
+        name: "stands still",
+        said: "did not answer",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.stop();
+            Box::new(move || server.cont())
+        },
+    },
+    Fault {
+        name: "closes every connection, takes none",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            // The one that says so stays, until the end.
+            let mut admin = server.client().unwrap();
+            admin.command(&["CONFIG", "SET", "maxclients", "1"]).unwrap();
+            for kind in ["normal", "pubsub"] {
+                admin
+                    .command(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"])
+                    .unwrap();
+            }
+            Box::new(move || {
+                admin.command(&["CONFIG", "SET", "maxclients", "1000"]).unwrap();
+            })
+        },
+    },
+    Fault {
+        name: "loads its data",
+        said: "loading",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            // Each takes some 0.06 ms to load, and the connections are served between every 1,024 of them.
+            let fill = "for i = 1, 30000 do redis.call('SET', 'filler:' .. i, i) end";
+            server.cli(&["EVAL", fill, "0"]);
+            let restart = std::thread::spawn(move || server.restart_with_data());
+            Box::new(move || restart.join().unwrap())
+        },
+    },
+    Fault {
+        name: "is made a replica (`READONLY`)",
+        said: "read-only replica",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+            Box::new(move || {
+                server.cli(&["REPLICAOF", "NO", "ONE"]);
+            })
+        },
+    },
+    Fault {
+        name: "is a replica that lost its primary (`MASTERDOWN`)",
+        said: "replica",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.cli(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+            server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+            Box::new(move || {
+                server.cli(&["REPLICAOF", "NO", "ONE"]);
+            })
+        },
+    },
+    Fault {
+        name: "runs a slow script (`BUSY`)",
+        said: "busy with a slow script",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.cli(&["CONFIG", "SET", "lua-time-limit", "20"]);
+            let slow = server.clone();
+            // Ends with an error when it is killed.
+            let script = std::thread::spawn(move || slow.try_reply(&["EVAL", "while true do end", "0"]));
+            support::eventually_blocking(BOUND, "it is busy", || server.reply(&["PING"]).is_error());
+            Box::new(move || {
+                server.cli(&["SCRIPT", "KILL"]);
+                let _ = script.join();
+            })
+        },
+    },
+    Fault {
+        name: "is out of memory (`OOM`)",
+        said: "out of memory",
+        refuses: false,
+        begin: |site| {
+            let server = site.server();
+            server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+            Box::new(move || {
+                server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+            })
+        },
+    },
+    Fault {
+        name: "takes a right away (`NOPERM`)",
+        said: "ACL SETUSER <user> +evalsha",
+        refuses: true,
+        begin: |site| {
+            let server = site.server();
+            server.cli(&["ACL", "SETUSER", "default", "-evalsha"]);
+            Box::new(move || {
+                server.cli(&["ACL", "SETUSER", "default", "+evalsha"]);
+            })
+        },
+    },
+];
+
+/// Faults of the network in between.
+const OF_A_NETWORK: &[Fault] = &[
+    Fault {
+        name: "connections cut",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let proxy = site.proxy.clone().unwrap();
+            proxy.refuse(true);
+            proxy.cut();
+            Box::new(move || proxy.refuse(false))
+        },
+    },
+    Fault {
+        name: "half-open: nothing arrives, nobody is told",
+        said: "did not answer",
+        refuses: false,
+        begin: |site| {
+            let proxy = site.proxy.clone().unwrap();
+            proxy.silence(Direction::Both);
+            Box::new(move || proxy.heal())
+        },
+    },
+    Fault {
+        name: "answers are lost",
+        said: "did not answer",
+        refuses: false,
+        begin: |site| {
+            let proxy = site.proxy.clone().unwrap();
+            proxy.drop_replies(true);
+            Box::new(move || proxy.drop_replies(false))
+        },
+    },
+];
+
+/// What Sentinels see to: the time is from the fault, and theirs to decide is most of it.
+const OF_SENTINELS: &[Fault] = &[
+    Fault {
+        name: "primary killed",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let watched = site.watched.clone().unwrap();
+            watched.primary().kill();
+            Box::new(|| ())
+        },
+    },
+    Fault {
+        name: "primary stands still",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let watched = site.watched.clone().unwrap();
+            watched.primary().stop();
+            Box::new(|| ())
+        },
+    },
+    Fault {
+        name: "fail-over by command",
+        said: "",
+        refuses: false,
+        begin: |site| {
+            let watched = site.watched.clone().unwrap();
+            watched.fail_over();
+            Box::new(|| ())
+        },
+    },
+];
+
+struct Kind {
+    what: &'static str,
+    start: fn() -> Site,
+    faults: &'static [Fault],
+    /// Each fault on a site of its own.
+    anew: bool,
+}
+
+fn site(url: String) -> Site {
+    Site {
+        url,
+        replicas: 0,
+        server: None,
+        proxy: None,
+        watched: None,
+        _files: None,
+    }
+}
+
+/// Keeps its data, so that it has something to load.
+fn server(more: &[&str]) -> RedisServer {
+    // What a process has written survives it, flushed or not.
+    let mut arguments = vec!["--key-load-delay", "1", "--appendfsync", "everysec"];
+    arguments.extend(more);
+    RedisServer::start_persistent_with(&arguments)
+}
+
+const KINDS: &[Kind] = &[
+    Kind {
+        what: "TCP",
+        start: || {
+            let server = server(&[]);
+            Site {
+                server: Some(Arc::new(server)),
+                ..site(String::new())
+            }
+            .reached(|server| server.url())
+        },
+        faults: OF_A_SERVER,
+        anew: false,
+    },
+    Kind {
+        what: "unix socket",
+        start: || {
+            // Short: a path to a socket has no room for much.
+            let path =
+                std::env::temp_dir().join(format!("relatch-{}-{}.sock", std::process::id(), free_port()));
+            let path = path.display().to_string();
+            let server = server(&["--unixsocket", &path]);
+            Site {
+                server: Some(Arc::new(server)),
+                ..site(format!("unix://{path}"))
+            }
+        },
+        faults: OF_A_SERVER,
+        anew: false,
+    },
+    Kind {
+        what: "TLS",
+        start: || {
+            let (files, port) = (Certificates::new("cache.example"), free_port());
+            let arguments = files.arguments(port, true);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            Site {
+                server: Some(Arc::new(server(&arguments))),
+                url: format!("rediss://127.0.0.1:{port}?{}", files.parameters(true)),
+                _files: Some(files),
+                ..site(String::new())
+            }
+        },
+        faults: OF_A_SERVER,
+        anew: false,
+    },
+    Kind {
+        what: "a proxy in between",
+        start: || {
+            let server = server(&[]);
+            let proxy = Proxy::start(server.port());
+            Site {
+                url: proxy.url(),
+                server: Some(Arc::new(server)),
+                proxy: Some(Arc::new(proxy)),
+                ..site(String::new())
+            }
+        },
+        faults: OF_A_NETWORK,
+        anew: false,
+    },
+    Kind {
+        what: "Sentinel",
+        start: || {
+            let watched = Watched::start();
+            Site {
+                url: watched.url(),
+                replicas: 2,
+                watched: Some(Arc::new(watched)),
+                ..site(String::new())
+            }
+        },
+        faults: OF_SENTINELS,
+        anew: true,
+    },
+];
+
+impl Site {
+    fn reached(mut self, by: impl FnOnce(&RedisServer) -> String) -> Self {
+        self.url = by(&self.server());
+        self
+    }
+}
+
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(LONG, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+/// Whatever else the machine does at the moment.
+async fn connected(site: &Site) -> Relatch {
+    let begun = Instant::now();
+    loop {
+        match builder(&site.url).connect().await {
+            Ok(relatch) => return relatch,
+            Err(error) => assert!(error.is_unreachable() && begun.elapsed() < BOUND, "{error}"),
+        }
+    }
+}
+
+/// Returns the time to recover.
+async fn drill(site: &Site, fault: &Fault) -> Duration {
+    let (a, b) = (connected(site).await, connected(site).await);
+    let held = soon(
+        a.rwlock(fault.name)
+            .unwrap()
+            .write()
+            .replicas(site.replicas, LONG),
+    )
+    .await
+    .unwrap();
+    let fence = held.fence();
+    let waiting = tokio::spawn(b.rwlock(fault.name).unwrap().write().into_future());
+    eventually_async(BOUND, "somebody waits", async || {
+        a.inspect(fault.name)
+            .await
+            .is_ok_and(|seen| seen.waiter_count == 1)
+    })
+    .await;
+
+    let other = b.rwlock(&format!("{}, meanwhile", fault.name)).unwrap();
+    let before = site.watched.as_ref().map(|watched| watched.primary().port());
+    let begun = Instant::now();
+    let end = tokio::task::block_in_place(|| (fault.begin)(site));
+    let after = if site.watched.is_none() {
+        // Soon, and with the reason. A call that was under way may still be answered by the server as it was, and what it was before it is
+        // what it is now has a reason as well.
+        let asked = Instant::now();
+        loop {
+            let each = Instant::now();
+            match soon(other.write().timeout(IDLE_PING + RESPONSE_TIMEOUT + IDLE_PING)).await {
+                Ok(held) => drop(held),
+                Err(error) => {
+                    assert!(
+                        error.is_unreachable() || error.is_server(),
+                        "{}: {error}",
+                        fault.name
+                    );
+                    assert!(each.elapsed() < BOUND, "{}: {:?}", fault.name, each.elapsed());
+                    if error.to_string().contains(fault.said) {
+                        break;
+                    }
+                    assert!(asked.elapsed() < BOUND, "{}: {error}", fault.name);
+                    continue;
+                }
+            }
+            assert!(asked.elapsed() < BOUND, "{}: nothing is noticed", fault.name);
+        }
+        tokio::task::block_in_place(end);
+        Instant::now()
+    } else {
+        begun
+    };
+    loop {
+        // Until then it may be the old one that grants.
+        let replaced = site
+            .watched
+            .as_ref()
+            .is_none_or(|watched| tokio::task::block_in_place(|| Some(watched.primary().port())) != before);
+        match soon(other.write().timeout(LONG)).await {
+            Ok(held) => {
+                let released = soon(held.release()).await;
+                if replaced && released.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(error) => assert!(after.elapsed() < LONG, "{}: {error}", fault.name),
+        }
+    }
+    let recovered = after.elapsed();
+
+    if held.is_held() {
+        // It may yet be told: the server has come back empty.
+        match held.release().await {
+            Ok(()) => {}
+            Err(error) => assert_eq!(
+                error.lost_cause(),
+                Some(LostCause::Forgotten),
+                "{}: {error}",
+                fault.name
+            ),
+        }
+    } else {
+        assert_eq!(soon(held.lost()).await, LostCause::Forgotten, "{}", fault.name);
+    }
+    match soon(waiting).await.unwrap() {
+        Ok(next) => assert!(next.fence() > fence, "{}: fences keep growing", fault.name),
+        Err(error) => assert!(fault.refuses && error.is_server(), "{}: {error}", fault.name),
+    }
+    recovered
+}
+
+#[test]
+fn every_fault_of_every_deployment_is_told_and_recovered_from() {
+    let times: Mutex<BTreeMap<(&str, &str), Duration>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for kind in KINDS {
+            let times = &times;
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                let mut site = (kind.start)();
+                for (at, fault) in kind.faults.iter().enumerate() {
+                    if kind.anew && at > 0 {
+                        site = (kind.start)();
+                    }
+                    let drilled =
+                        runtime.block_on(async { tokio::time::timeout(LONG * 2, drill(&site, fault)).await });
+                    let time = drilled.unwrap_or_else(|_| panic!("{}, {}: hangs", kind.what, fault.name));
+                    times.lock().insert((fault.name, kind.what), time);
+                }
+            });
+        }
+    });
+    let times = times.into_inner();
+    let table = table(|fault, kind| {
+        times
+            .get(&(fault, kind))
+            .map_or_else(|| "–".to_owned(), |time| format!("{} ms", time.as_millis()))
+    });
+    println!("{table}");
+    // Whatever the machine does: back-off is capped at a second, and Sentinels decide within some.
+    for ((fault, kind), time) in &times {
+        let bound = if *kind == "Sentinel" { LONG } else { BOUND };
+        assert!(*time < bound, "{kind}, {fault}: {time:?}");
+    }
+    page::update_or_compare("faults", &table, true);
+}
+
+/// Rows are faults, columns deployments.
+fn table(cell: impl Fn(&'static str, &'static str) -> String) -> String {
+    let mut out = String::from("| fault |");
+    for kind in KINDS {
+        out.push_str(&format!(" {} |", kind.what));
+    }
+    out.push_str(&format!("\n|---|{}\n", "---|".repeat(KINDS.len())));
+    let mut seen = Vec::new();
+    for fault in KINDS.iter().flat_map(|kind| kind.faults) {
+        if seen.contains(&fault.name) {
+            continue;
+        }
+        seen.push(fault.name);
+        out.push_str(&format!("| {} |", fault.name));
+        for kind in KINDS {
+            out.push_str(&format!(" {} |", cell(fault.name, kind.what)));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[test]
+fn the_page_lists_every_deployment_that_the_conformance_suite_runs_over() {
+    let suite = include_str!("conformance.rs");
+    let claims = suite
+        .lines()
+        .filter(|line| line.trim().starts_with("pub async fn "))
+        .count();
+    let mut table =
+        String::from("| deployment | conformance | `cargo test --test conformance …` |\n|---|---|---|\n");
+    for deployment in support::deployment::ALL {
+        table.push_str(&format!(
+            "| {} | {claims} of {claims} claims | `every_claim_holds_over::{}` |\n",
+            deployment.what, deployment.name
+        ));
+    }
+    page::update_or_compare("deployments", &table, false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_open_link_is_noticed_within_the_bound_that_is_set() {
+    let server = RedisServer::start();
+    for (idle_ping, response_timeout) in [(100, 200), (400, 300)] {
+        let proxy = Proxy::start(server.port());
+        let a = Relatch::builder()
+            .url(proxy.url())
+            .idle_ping(Duration::from_millis(idle_ping))
+            .response_timeout(Duration::from_millis(response_timeout))
+            .connect()
+            .await
+            .unwrap();
+        drop(soon(a.rwlock("it").unwrap().write()).await.unwrap());
+        proxy.silence(Direction::Both);
+        let begun = Instant::now();
+        let accepted = proxy.connections().accepted;
+        // A new connection is what shows that the old one is given up.
+        eventually_async(BOUND, "it is noticed", async || {
+            proxy.connections().accepted > accepted
+        })
+        .await;
+        let bound = Duration::from_millis(idle_ping + response_timeout);
+        assert!(
+            begun.elapsed() < bound + Duration::from_secs(2),
+            "{:?}",
+            begun.elapsed()
+        );
+        println!("noticed after {:?}; the bound is {bound:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_accept_and_a_name_that_does_not_resolve_are_told_in_time() {
+    let silent = support::FakeServer::silent();
+    for (url, said) in [
+        (silent.url(), "took the connection but did not answer"),
+        ("redis://no-such-host.invalid".to_owned(), "name"),
+    ] {
+        let begun = Instant::now();
+        let connecting = Relatch::builder()
+            .url(&url)
+            .connect_timeout(Duration::from_millis(500))
+            .connect();
+        let error = soon(connecting).await.unwrap_err();
+        assert!(error.is_unreachable(), "{url}: {error}");
+        assert!(
+            error.to_string().contains(said) || begun.elapsed() > Duration::from_millis(400),
+            "{url}: {error}"
+        );
+        assert!(begun.elapsed() < BOUND, "{url}: {:?}", begun.elapsed());
+    }
+    // Behind a network that takes its time, it only takes longer.
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    proxy.delay(Duration::from_millis(40));
+    let a = soon(builder(&proxy.url()).connect_timeout(BOUND).connect())
+        .await
+        .unwrap();
+    drop(soon(a.rwlock("it").unwrap().write()).await.unwrap());
+}
+
+/// The page that is written from here.
+mod page {
+    use std::fs;
+    use std::path::Path;
+
+    /// What stands between `<!-- name -->` and `<!-- /name -->`. Cells may differ where `measured`: then rows and columns must be the same.
+    pub(super) fn update_or_compare(name: &str, table: &str, measured: bool) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/deployments.md");
+        // Both tests write.
+        static PAGE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+        let _one = PAGE.lock();
+        let page = fs::read_to_string(&path).unwrap();
+        let (open, close) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+        let (before, rest) = page.split_once(&open).expect("the page has a place for it");
+        let (written, after) = rest.split_once(&close).expect("the place has an end");
+        if std::env::var_os("RELATCH_WRITE_DOCS").is_some() {
+            fs::write(&path, format!("{before}{open}{table}{close}{after}")).unwrap();
+            return;
+        }
+        let shape = |table: &str| -> Vec<String> {
+            table
+                .lines()
+                .enumerate()
+                .map(|(at, line)| {
+                    let cells = line.trim_matches('|').split('|').map(str::trim);
+                    let cells = cells.enumerate().map(|(column, cell)| {
+                        let time = measured && at > 1 && column > 0 && cell != "–";
+                        if time { "…" } else { cell }
+                    });
+                    cells.collect::<Vec<_>>().join(" | ")
+                })
+                .collect()
+        };
+        assert_eq!(
+            shape(written),
+            shape(table),
+            "docs/deployments.md is out of date: RELATCH_WRITE_DOCS=1 cargo test --test deployments"
+        );
+    }
+}

@@ -1,0 +1,313 @@
+//! Sentinels: a primary that dies, stands still, is replaced by command, and comes back.
+//!
+//! A client finds the primary by itself. Waiters end up granted; a holder that the new primary does not know is told *lost*; fences
+//! keep growing.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::time::Duration;
+
+use relatch::{LostCause, Relatch, RwLock, WriteGuard};
+use support::{BOUND, FakeServer, RedisServer, Watched, eventually_async, free_port};
+
+/// A fail-over takes Sentinels some seconds, and more where two tests share a machine.
+const LONG: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn client(watched: &Watched) -> Relatch {
+    Relatch::builder()
+        .url(watched.url())
+        .lease(LONG)
+        .claim(ms(600))
+        .patience(LONG)
+        .response_timeout(ms(500))
+        .idle_ping(ms(300))
+        .connect()
+        .await
+        .expect("a client")
+}
+
+fn lock(relatch: &Relatch) -> RwLock {
+    relatch.rwlock("it").unwrap()
+}
+
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(LONG, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+async fn waiters(relatch: &Relatch, n: u64) {
+    eventually_async(BOUND, &format!("{n} waiters"), async || {
+        relatch
+            .inspect("it")
+            .await
+            .is_ok_and(|seen| seen.waiter_count == n)
+    })
+    .await;
+}
+
+/// Lets go, and sees the next in line enter with a greater fence.
+async fn hand_on(
+    held: WriteGuard,
+    next: tokio::task::JoinHandle<Result<WriteGuard, relatch::Error>>,
+) -> WriteGuard {
+    let fence = held.fence();
+    drop(held);
+    let next = soon(next).await.unwrap().unwrap();
+    assert!(next.fence() > fence);
+    next
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_dies_is_replaced_and_a_hold_that_replicas_knew_lives_on() {
+    let watched = Watched::start();
+    let (a, b) = (client(&watched).await, client(&watched).await);
+    let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
+    let waiting = tokio::spawn(lock(&b).write().into_future());
+    waiters(&a, 1).await;
+    let old = watched.primary();
+    old.kill();
+    watched.replaced(old.port());
+    // The new primary is asked, and knows.
+    let seen = soon(a.inspect("it")).await.unwrap();
+    assert_eq!((seen.holder_count, seen.waiter_count), (1, 1));
+    assert!(held.is_held());
+    let next = hand_on(held, waiting).await;
+    soon(next.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_that_the_new_primary_does_not_know_is_lost_and_its_waiters_enter() {
+    let watched = Watched::start();
+    let (a, b) = (client(&watched).await, client(&watched).await);
+    soon(lock(&a).write()).await.unwrap().release().await.unwrap();
+    let old = watched.primary();
+    let replicas = watched.replicas();
+    for replica in &replicas {
+        replica.stop();
+    }
+    old.cli(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let held = soon(lock(&a).write()).await.unwrap();
+    let fence = held.fence();
+    let waiting = tokio::spawn(lock(&b).write().into_future());
+    waiters(&a, 1).await;
+    old.kill();
+    for replica in &replicas {
+        replica.cont();
+    }
+    assert_eq!(soon(held.lost()).await, LostCause::Forgotten);
+    assert!(!held.is_held());
+    let next = soon(waiting).await.unwrap().unwrap();
+    assert!(next.fence() > fence, "fences keep growing");
+    assert_ne!(watched.primary().port(), old.port());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_stands_still_is_left_and_becomes_a_replica() {
+    let watched = Watched::start();
+    let (a, b) = (client(&watched).await, client(&watched).await);
+    let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
+    let waiting = tokio::spawn(lock(&b).write().into_future());
+    waiters(&a, 1).await;
+    let old = watched.primary();
+    old.stop();
+    watched.replaced(old.port());
+    let next = hand_on(held, waiting).await;
+    // It goes on as if nothing had been, until a Sentinel tells it.
+    old.cont();
+    watched.whole();
+    assert!(next.is_held());
+    soon(next.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_replaced_by_command_is_left_and_nothing_is_lost() {
+    let watched = Watched::start();
+    let (a, b) = (client(&watched).await, client(&watched).await);
+    let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
+    let waiting = tokio::spawn(lock(&b).write().into_future());
+    waiters(&a, 1).await;
+    let old = watched.primary().port();
+    watched.fail_over();
+    watched.replaced(old);
+    let next = hand_on(held, waiting).await;
+    soon(next.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_primary_that_comes_back_empty_takes_nobody_from_the_new_one() {
+    let watched = Watched::start();
+    let a = client(&watched).await;
+    let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
+    let old = watched.primary();
+    old.kill();
+    watched.replaced(old.port());
+    // It believes for a while that it is still the primary.
+    old.restart_empty();
+    assert_eq!(old.info("replication", "role").as_deref(), Some("master"));
+    let b = client(&watched).await;
+    assert!(
+        soon(lock(&b).try_write()).await.unwrap().is_none(),
+        "the new one is asked"
+    );
+    watched.whole();
+    assert!(held.is_held());
+    soon(held.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_most_sentinels_say_counts_and_dead_ones_do_not_hold_up() {
+    let server = RedisServer::start();
+    let says = |port: u16| {
+        FakeServer::replying(move |words| match words[0].to_ascii_uppercase().as_str() {
+            "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
+            "SENTINEL" => {
+                let port = port.to_string();
+                format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes()
+            }
+            _ => b"+OK\r\n".to_vec(),
+        })
+    };
+    let (one, two) = (says(server.port()), says(server.port()));
+    // Cut off from the others, it still names another.
+    let stale = says(free_port());
+    let url = format!(
+        "redis+sentinel://127.0.0.1:{},127.0.0.1:{},127.0.0.1:{},127.0.0.1:{},127.0.0.1:{}/main",
+        stale.port(),
+        free_port(),
+        one.port(),
+        FakeServer::silent().port(),
+        two.port(),
+    );
+    let a = soon(
+        Relatch::builder()
+            .url(url)
+            .idle_ping(ms(100))
+            .response_timeout(ms(300))
+            .connect(),
+    )
+    .await
+    .unwrap();
+    let held = soon(lock(&a).write()).await.unwrap();
+    let before = stale.connections();
+    eventually_async(BOUND, "they are asked again while linked", async || {
+        stale.connections() > before + 3
+    })
+    .await;
+    soon(held.release()).await.unwrap();
+    assert_eq!(server.info("stats", "total_connections_received"), {
+        soon(lock(&a).read()).await.unwrap().release().await.unwrap();
+        server
+            .info("stats", "total_connections_received")
+            .map(|n| (n.parse::<u64>().unwrap() - 1).to_string())
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_only_the_sentinels_have_replaced_is_left_within_the_idle_ping() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU16, Ordering};
+    // Cut off from the Sentinels, but not from us: nobody tells the old one.
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let named = Arc::new(AtomicU16::new(old.port()));
+    let theirs = named.clone();
+    let sentinel = FakeServer::replying(move |words| match words[0].to_ascii_uppercase().as_str() {
+        "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
+        "SENTINEL" => {
+            let port = theirs.load(Ordering::SeqCst).to_string();
+            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes()
+        }
+        _ => b"+OK\r\n".to_vec(),
+    });
+    let a = Relatch::builder()
+        .url(format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()))
+        .idle_ping(ms(100))
+        .connect()
+        .await
+        .unwrap();
+    let held = soon(lock(&a).write()).await.unwrap();
+    named.store(new.port(), Ordering::SeqCst);
+    assert_eq!(soon(held.lost()).await, LostCause::Forgotten);
+    let _held = soon(lock(&a).write()).await.unwrap();
+    assert_eq!(
+        new.keys().iter().filter(|key| *key == "relatch:1:{it}").count(),
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinels_user_needs_one_right_and_is_told_which() {
+    let watched = Watched::start();
+    let plain = watched.url();
+    let hosts = plain.strip_prefix("redis+sentinel://").unwrap();
+    let url = format!("redis+sentinel://{hosts}?sentinel_user=ann&sentinel_password=pw");
+    let rule = "+sentinel|get-master-addr-by-name";
+    watched.tell_sentinels(&["ACL", "SETUSER", "ann", "on", ">pw", "-@all"]);
+    let error = Relatch::connect(&url).await.unwrap_err();
+    assert!(
+        error.is_server() && error.to_string().contains("+sentinel") && !error.to_string().contains("ann"),
+        "{error}"
+    );
+    if !watched.tell_sentinels(&["ACL", "SETUSER", "ann", rule]) {
+        // Redis 6.2 knows it as a whole only.
+        assert!(watched.tell_sentinels(&["ACL", "SETUSER", "ann", "+sentinel"]));
+    }
+    let a = Relatch::connect(&url).await.unwrap();
+    soon(lock(&a).write()).await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_the_sentinels_is_told_with_its_remedy() {
+    let refused = async |hosts: &str, name: &str| {
+        Relatch::builder()
+            .url(format!("redis+sentinel://{hosts}/{name}"))
+            .response_timeout(ms(300))
+            .connect()
+            .await
+            .unwrap_err()
+    };
+    let server = RedisServer::start();
+    let error = refused(&format!("127.0.0.1:{}", server.port()), "main").await;
+    assert!(
+        error.is_server() && error.to_string().contains("is not a Sentinel"),
+        "{error}"
+    );
+    let error = refused(&format!("127.0.0.1:{}", free_port()), "main").await;
+    assert!(
+        error.is_unreachable() && error.to_string().contains("is a server running there?"),
+        "{error}"
+    );
+    let silent = FakeServer::silent();
+    let error = refused(&format!("127.0.0.1:{}", silent.port()), "main").await;
+    assert!(
+        error.is_unreachable() && error.to_string().contains("did not answer within"),
+        "{error}"
+    );
+
+    let watched = Watched::start();
+    let url = watched.url();
+    let hosts = url
+        .strip_prefix("redis+sentinel://")
+        .unwrap()
+        .strip_suffix("/main")
+        .unwrap();
+    // One that is not there says less than one that knows better.
+    let hosts = format!("127.0.0.1:{},{hosts}", free_port());
+    let error = refused(&hosts, "mian").await;
+    assert!(
+        error.is_server() && error.to_string().contains("watches no primary called \"mian\""),
+        "{error}"
+    );
+    let one = hosts.rsplit(',').next().unwrap();
+    let error = Relatch::connect(&format!("redis://{one}")).await.unwrap_err();
+    assert!(
+        error.is_server() && error.to_string().contains("write redis+sentinel://"),
+        "{error}"
+    );
+}

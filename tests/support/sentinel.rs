@@ -1,0 +1,295 @@
+//! A primary with two replicas, watched by three Sentinels. Real ones, on loopback.
+//!
+//! The invariant: **a `Watched` that exists could fail over**: the Sentinels know each other and the replicas, and the replicas
+//! have what the primary has.
+
+use super::child::{Process, command};
+use super::resp::{Client, Reply};
+use super::server::{PROGRAM, RedisServer};
+use super::wait::{BOUND, eventually_blocking};
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// By what name the Sentinels know the primary.
+pub const PRIMARY: &str = "main";
+
+/// What servers and Sentinels want to hear, where they want anything.
+const PASSWORD: &str = "sesame";
+const SENTINEL_PASSWORD: &str = "simsim";
+
+/// How long a server must be silent to be taken for down.
+pub const DOWN_AFTER: Duration = Duration::from_millis(500);
+
+pub struct Watched {
+    secured: bool,
+    servers: Vec<RedisServer>,
+    sentinels: Vec<Sentinel>,
+}
+
+struct Sentinel {
+    port: u16,
+    secured: bool,
+    // Ends before its folder does.
+    process: Process,
+    _directory: TempDir,
+}
+
+/// A server without persistence that takes replicas at once.
+pub fn primary() -> RedisServer {
+    RedisServer::start_with(&arguments(false))
+}
+
+/// A replica that has what its primary has.
+pub fn replica_of(primary: &RedisServer) -> RedisServer {
+    follow(primary, false)
+}
+
+fn arguments(secured: bool) -> Vec<&'static str> {
+    let mut all = vec!["--repl-diskless-sync-delay", "0"];
+    if secured {
+        all.extend(["--requirepass", PASSWORD, "--masterauth", PASSWORD]);
+    }
+    all
+}
+
+fn follow(primary: &RedisServer, secured: bool) -> RedisServer {
+    let port = primary.port().to_string();
+    let mut arguments = arguments(secured);
+    arguments.extend(["--replicaof", "127.0.0.1", &port]);
+    let replica = RedisServer::start_with(&arguments);
+    // In both views: to its primary a replica is one only when it has acknowledged something.
+    eventually_blocking(BOUND, "the replica follows", || {
+        let follow = primary
+            .info("replication", "connected_slaves")
+            .unwrap_or_default();
+        let acknowledged = primary.client().and_then(|mut client| {
+            client.command(&["SET", "a write", "", "PX", "1"])?;
+            client.command(&["WAIT", &follow, "100"])
+        });
+        replica.info("replication", "master_link_status").as_deref() == Some("up")
+            && acknowledged.is_ok_and(|count| count.integer().unwrap_or(0).to_string() == follow)
+    });
+    replica
+}
+
+impl Watched {
+    pub fn start() -> Self {
+        Self::launch(false)
+    }
+
+    /// Servers and Sentinels want passwords, each their own.
+    pub fn start_secured() -> Self {
+        Self::launch(true)
+    }
+
+    fn launch(secured: bool) -> Self {
+        let first = RedisServer::start_with(&arguments(secured));
+        let mut servers = vec![follow(&first, secured), follow(&first, secured)];
+        servers.insert(0, first);
+        let ports: Vec<u16> = (0..3).map(|_| super::free_port()).collect();
+        let sentinels = ports
+            .iter()
+            .enumerate()
+            .map(|(at, port)| Sentinel::start(*port, at, &ports, &servers, secured))
+            .collect();
+        let watched = Self {
+            secured,
+            servers,
+            sentinels,
+        };
+        eventually_blocking(BOUND, "the Sentinels know each other and the replicas", || {
+            watched.sentinels.iter().all(Sentinel::could_fail_over)
+        });
+        watched
+    }
+
+    /// `redis+sentinel://…/main`.
+    pub fn url(&self) -> String {
+        let hosts: Vec<_> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
+            .collect();
+        let hosts = hosts.join(",");
+        if self.secured {
+            format!("redis+sentinel://:{PASSWORD}@{hosts}/{PRIMARY}?sentinel_password={SENTINEL_PASSWORD}")
+        } else {
+            format!("redis+sentinel://{hosts}/{PRIMARY}")
+        }
+    }
+
+    /// Of every process.
+    pub fn pids(&self) -> Vec<u32> {
+        let sentinels = self.sentinels.iter().map(|sentinel| sentinel.process.pid());
+        sentinels
+            .chain(self.servers.iter().map(RedisServer::pid))
+            .collect()
+    }
+
+    pub fn servers(&self) -> &[RedisServer] {
+        &self.servers
+    }
+
+    /// The primary, as the first Sentinel says.
+    pub fn primary(&self) -> &RedisServer {
+        let port = self.sentinels[0].primary();
+        self.servers
+            .iter()
+            .find(|server| server.port() == port)
+            .expect("it names one of ours")
+    }
+
+    pub fn replicas(&self) -> Vec<&RedisServer> {
+        let port = self.primary().port();
+        self.servers
+            .iter()
+            .filter(|server| server.port() != port)
+            .collect()
+    }
+
+    /// Says it to every Sentinel; whether each did it.
+    pub fn tell_sentinels(&self, words: &[&str]) -> bool {
+        let replies = self.sentinels.iter().map(|sentinel| sentinel.ask(words));
+        replies.fold(true, |all, reply| {
+            all && reply.is_some_and(|reply| !reply.is_error())
+        })
+    }
+
+    /// Has another server take over, by command. Returns when the Sentinels have begun to.
+    pub fn fail_over(&self) {
+        eventually_blocking(BOUND, "a Sentinel takes the command", || {
+            let reply = self.sentinels[0].ask(&["SENTINEL", "FAILOVER", PRIMARY]);
+            matches!(reply, Some(Reply::Simple(ok)) if ok == "OK")
+        });
+    }
+
+    /// Waits until every Sentinel names one primary that is not at `port`, and that is one.
+    #[track_caller]
+    pub fn replaced(&self, port: u16) {
+        eventually_blocking(BOUND * 2, "another server took over", || {
+            let named = self.sentinels[0].primary();
+            named != port
+                && self.sentinels.iter().all(|sentinel| sentinel.primary() == named)
+                && self.primary().info("replication", "role").as_deref() == Some("master")
+        });
+    }
+
+    /// Waits until all but one of the servers are replicas that follow it. One that was the primary is left in that belief for eight
+    /// seconds by the Sentinels.
+    #[track_caller]
+    pub fn whole(&self) {
+        eventually_blocking(BOUND * 3, "everybody follows the primary", || {
+            self.replicas().iter().all(|replica| {
+                replica.info("replication", "master_link_status").as_deref() == Some("up")
+                    && replica.info("replication", "master_port") == Some(self.primary().port().to_string())
+            })
+        });
+    }
+}
+
+impl Sentinel {
+    fn start(port: u16, at: usize, ports: &[u16], servers: &[RedisServer], secured: bool) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("relatch-sentinel-")
+            .tempdir()
+            .expect("the system has a directory for temporary files");
+        let id = |at: usize| format!("{at:040x}");
+        let mut lines = vec![
+            format!("port {port}"),
+            "bind 127.0.0.1".to_owned(),
+            format!("dir {}", directory.path().display()),
+            format!("sentinel myid {}", id(at + 1)),
+            format!("sentinel monitor {PRIMARY} 127.0.0.1 {} 2", servers[0].port()),
+            format!(
+                "sentinel down-after-milliseconds {PRIMARY} {}",
+                DOWN_AFTER.as_millis()
+            ),
+            format!("sentinel failover-timeout {PRIMARY} 4000"),
+            format!("sentinel parallel-syncs {PRIMARY} 2"),
+        ];
+        if secured {
+            lines.push(format!("requirepass {SENTINEL_PASSWORD}"));
+            lines.push(format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"));
+            lines.push(format!("sentinel auth-pass {PRIMARY} {PASSWORD}"));
+        }
+        // They would find each other, within some seconds.
+        for replica in &servers[1..] {
+            lines.push(format!(
+                "sentinel known-replica {PRIMARY} 127.0.0.1 {}",
+                replica.port()
+            ));
+        }
+        for (other, port) in ports.iter().enumerate().filter(|(other, _)| *other != at) {
+            lines.push(format!(
+                "sentinel known-sentinel {PRIMARY} 127.0.0.1 {port} {}",
+                id(other + 1)
+            ));
+        }
+        let config = directory.path().join("sentinel.conf");
+        fs::write(&config, lines.join("\n") + "\n").expect("a file can be written");
+        let output = File::create(directory.path().join("sentinel.log")).expect("a file can be written");
+        let mut command = command(&*PROGRAM);
+        command
+            .arg(&config)
+            .arg("--sentinel")
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(Stdio::null());
+        let process = Process::spawn(command).expect("the server's program starts as a Sentinel");
+        let sentinel = Self {
+            port,
+            secured,
+            process,
+            _directory: directory,
+        };
+        eventually_blocking(BOUND, "the Sentinel answers", || {
+            sentinel.ask(&["PING"]).is_some()
+        });
+        sentinel
+    }
+
+    fn ask(&self, words: &[&str]) -> Option<Reply> {
+        let mut client = Client::connect(self.port, BOUND).ok()?;
+        if self.secured {
+            client.command(&["AUTH", SENTINEL_PASSWORD]).ok()?;
+        }
+        client.command(words).ok()
+    }
+
+    fn primary(&self) -> u16 {
+        let named = self.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY]);
+        named
+            .as_ref()
+            .and_then(|named| named.items().get(1)?.text().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// A quorum, and replicas that may be chosen.
+    fn could_fail_over(&self) -> bool {
+        let quorum = self.ask(&["SENTINEL", "CKQUORUM", PRIMARY]);
+        let Some(replicas) = self.ask(&["SENTINEL", "REPLICAS", PRIMARY]) else {
+            return false;
+        };
+        let fit = |replica: &Reply| {
+            let fields: Vec<String> = replica.items().iter().map(Reply::text).collect();
+            let field = |name: &str| {
+                fields
+                    .chunks(2)
+                    .find(|pair| pair[0] == name)
+                    .map(|pair| pair[1].clone())
+            };
+            field("flags").as_deref() == Some("slave") && field("master-link-status").as_deref() == Some("ok")
+        };
+        matches!(quorum, Some(Reply::Simple(ok)) if ok.starts_with("OK 3"))
+            && replicas.items().iter().filter(|replica| fit(replica)).count() == 2
+    }
+}
+
+impl std::fmt::Debug for Sentinel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sentinel {} (pid {})", self.port, self.process.pid())
+    }
+}
