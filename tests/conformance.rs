@@ -54,7 +54,7 @@ impl World {
 
     /// A client with leases short enough to wait for.
     async fn brisk(&self) -> Client {
-        self.client_of(Relatch::builder().lease(ms(300)).claim(ms(200)))
+        self.client_of(Relatch::builder().lease(ms(1_200)).claim(ms(800)))
             .await
     }
 
@@ -673,7 +673,7 @@ mod claims {
         let a = world.brisk().await;
         let held = lock(&a).write().await.unwrap();
         let lost = held.lost();
-        tokio::time::timeout(ms(900), lost)
+        tokio::time::timeout(ms(3_600), lost)
             .await
             .expect_err("three leases later it is still held");
         assert!(held.is_held());
@@ -687,7 +687,7 @@ mod claims {
         waiters(&a, 1).await;
         held.release().await.unwrap();
         let next = soon(next).await.unwrap().unwrap();
-        tokio::time::timeout(ms(700), next.lost())
+        tokio::time::timeout(ms(2_000), next.lost())
             .await
             .expect_err("claims later it is still held");
         next.release().await.unwrap();
@@ -698,7 +698,7 @@ mod claims {
         let held = lock(&a).write().await.unwrap();
         let next = tokio::spawn(lock(&b).write().into_future());
         waiters(&a, 1).await;
-        tokio::time::timeout(ms(900), held.lost())
+        tokio::time::timeout(ms(2_500), held.lost())
             .await
             .expect_err("held");
         assert_eq!(a.inspect(a.it()).await.unwrap().waiter_count, 1);
@@ -773,7 +773,7 @@ mod claims {
         let write = lock(&a).write().owner(&owner).await.unwrap();
         let read = lock(&a).read().owner(&owner).await.unwrap();
         read.release().await.unwrap();
-        tokio::time::timeout(ms(700), write.lost())
+        tokio::time::timeout(ms(2_500), write.lost())
             .await
             .expect_err("still renewed");
         write.release().await.unwrap();
