@@ -180,20 +180,21 @@ const VERSION: u64 = 0x8000;
 const VARIANT_BITS: u64 = 0b11 << 62;
 const VARIANT: u64 = 0b10 << 62;
 
-/// The first character of a client's text: 6 bits. All of them are set in one that gets no pushes, the first is not in any other.
+/// The first character of a client's text, 6 bits, in one that gets no pushes.
 const QUIET: u64 = 0b11_1111;
 const QUIET_AT: u32 = 58;
 
-/// One client of a backend: 59 random bits, one that tells whether it gets pushes, and four that make it the first half of a UUID; 11 characters of base64url on a server.
+/// One client of a backend: 60 random bits, and four that make it the first half of a UUID; 11 characters of base64url on a server.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ClientId(pub(crate) u64);
 
 impl ClientId {
     pub(crate) fn random() -> Self {
-        Self(entropy::bits() & !VERSION_BITS & !(1 << 63) | VERSION)
+        let id = Self(entropy::bits() & !VERSION_BITS | VERSION);
+        if id.is_quiet() { Self(id.0 & !(1 << 63)) } else { id }
     }
 
-    /// One that gets no pushes, and polls instead: its text begins with `_`, where any other's begins with a letter. What is granted to it counts as heard.
+    /// One that gets no pushes, and polls instead: its text begins with `_`, as no other's does. What is granted to it counts as heard.
     pub(crate) fn quiet() -> Self {
         Self(Self::random().0 | QUIET << QUIET_AT)
     }
