@@ -191,7 +191,11 @@ pub(crate) struct ClientId(pub(crate) u64);
 impl ClientId {
     pub(crate) fn random() -> Self {
         let id = Self(entropy::bits() & !VERSION_BITS | VERSION);
-        if id.is_quiet() { Self(id.0 & !(1 << 63)) } else { id }
+        if id.is_quiet() {
+            Self(id.0 & !(1 << 63))
+        } else {
+            id
+        }
     }
 
     /// One that gets no pushes, and polls instead: its text begins with `_`, as no other's does. What is granted to it counts as heard.

@@ -39,14 +39,14 @@ pub(super) async fn check(
 ) -> Result<Fitness, Error> {
     // In one go: on a long way to the server each round trip counts. Every script is loaded ahead, so that no call has to carry its
     // source; a server that forbids it, or forgets them later, is sent the source with the call.
-    let mut questions = ::redis::Pipeline::with_capacity(2 + scripts::ALL.len());
+    let mut questions = ::redis::Pipeline::with_capacity(2 + scripts::AHEAD.len());
     questions.cmd("INFO");
-    for script in scripts::ALL {
+    for script in scripts::AHEAD {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.source);
     }
     questions.cmd("SCRIPT").arg("LOAD").arg(RIGHTS);
     let answers = connection
-        .send_packed_commands(&questions, 0, 2 + scripts::ALL.len())
+        .send_packed_commands(&questions, 0, 2 + scripts::AHEAD.len())
         .await
         .map_err(|error| peer.handshake_failed(&error))?;
     let mut answers = answers.into_iter();
