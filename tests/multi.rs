@@ -95,6 +95,8 @@ async fn an_acquisition_that_is_dropped_on_its_way_leaves_nothing() {
     let proxy = Proxy::start(server.port());
     let there = Relatch::connect(&server.url()).await.unwrap();
     let relatch = Relatch::connect(&proxy.url()).await.unwrap();
+    // From now on the server knows the script: what arrives is done.
+    soon(soon(all(&relatch)).await.unwrap().release()).await.unwrap();
     for direction in [Direction::ToServer, Direction::ToClient] {
         proxy.silence(direction);
         let asking = tokio::time::timeout(ms(60), all(&relatch).into_future()).await;
