@@ -49,8 +49,16 @@ pub(crate) enum Together {
     Apart,
 }
 
-/// Where pushes go. Called from wherever they arrive; must not block.
-pub(crate) type Sink = Box<dyn Fn(Push) + Send + Sync>;
+/// What a server's clock said in an answer, and when that had certainly not been asked for yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) sent: Moment,
+    pub(crate) now_us: u64,
+}
+
+/// Where pushes go, each with the last time that the very server told from which it came: the times in it are by that server's
+/// clock, and a backend may have several. Called from wherever they arrive; must not block.
+pub(crate) type Sink = Box<dyn Fn(Push, Option<Told>) + Send + Sync>;
 
 pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes one call, once. Waits for a link if there is none. Dropping the future makes the outcome unknown.
@@ -109,6 +117,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Counts the links: a new number means that pushes may have been missed and that the other side may have changed.
     fn generation(&self) -> watch::Receiver<u64>;
+
+    /// Whether that may concern this name: its link was made anew after `since` was counted.
+    fn relinked(&self, name: &Name, since: u64) -> bool {
+        let _ = (name, since);
+        true
+    }
 
     /// Why there is no link at the moment, if there is none.
     fn trouble(&self) -> Option<Error>;

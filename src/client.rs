@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::backend::embedded::Embedded;
-use crate::backend::{Failure, Sink};
+use crate::backend::{Failure, Sink, Told};
 use crate::clock::Clock;
 use crate::config::{Backoff, Config, Tls};
 use crate::core::{Core, Handle, Home};
@@ -725,9 +725,9 @@ impl Builder {
 
 /// Where a backend's pushes go, while the client lives.
 fn sink(core: impl Fn() -> Option<Arc<Core>> + Send + Sync + 'static) -> Sink {
-    Box::new(move |push: Push| {
+    Box::new(move |push: Push, told: Option<Told>| {
         if let Some(core) = core() {
-            core.push(push);
+            core.push(push, told);
         }
     })
 }

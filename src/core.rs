@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::backend::{Backend, Heard};
+use crate::backend::{Backend, Heard, Told};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, LostCause};
@@ -174,12 +174,18 @@ impl Core {
         }
     }
 
-    /// The same for a deadline that came by a push: counted from the last answer before it, or from when what was granted
-    /// had certainly not been `asked` for yet, whichever says more.
-    pub(crate) fn deadline_by_push(&self, asked: Moment, now_us: u64, deadline_ms: u64) -> Moment {
+    /// The same for a deadline that came by a push: counted from the last answer of its server before it, or from when what was
+    /// granted had certainly not been `asked` for yet, whichever says more.
+    pub(crate) fn deadline_by_push(
+        &self,
+        asked: Moment,
+        told: Option<Told>,
+        now_us: u64,
+        deadline_ms: u64,
+    ) -> Moment {
         let by_request = place(asked, now_us, deadline_ms);
-        match *self.server_time.lock() {
-            Some(time) => place(time.sent, time.now_us, deadline_ms).max(by_request),
+        match told {
+            Some(told) => place(told.sent, told.now_us, deadline_ms).max(by_request),
             None => by_request,
         }
     }
@@ -224,11 +230,11 @@ impl Core {
 
     // -- pushes -------------------------------------------------------------------------------------------------
 
-    pub(crate) fn push(&self, push: Push) {
+    pub(crate) fn push(&self, push: Push, told: Option<Told>) {
         match push {
             Push::Granted { now_us, grants } => {
                 for (request, grant) in grants {
-                    self.waiters.granted(self, request, grant, now_us);
+                    self.waiters.granted(self, request, grant, now_us, told);
                 }
             }
             Push::Revoked { requests } => {
@@ -419,15 +425,18 @@ async fn announce(core: &Core) {
     }
 }
 
-/// Asks about everything whenever the link was made anew.
+/// Asks about everything whose link was made anew.
 async fn follow(core: &Core) {
     let mut generation = core.backend.generation();
-    generation.mark_unchanged();
+    let mut since = *generation.borrow_and_update();
     while generation.changed().await.is_ok() {
         // It may be another server, whose clock is another.
         *core.server_time.lock() = None;
-        core.waiters.recheck(core);
-        core.watchdog.recheck(core);
+        let now = *generation.borrow_and_update();
+        let concerned = |name: &Name| core.backend.relinked(name, since);
+        core.waiters.recheck(core, concerned);
+        core.watchdog.recheck(core, concerned);
+        since = now;
     }
     std::future::pending().await
 }

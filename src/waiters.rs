@@ -13,7 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::backend::{Failure, Heard};
+use crate::backend::{Failure, Heard, Told};
 use crate::clock::Moment;
 use crate::config::Backoff;
 use crate::core::Core;
@@ -192,10 +192,17 @@ impl Waiters {
     }
 
     /// A push: it is granted. For a request that nobody waits for any more its withdrawal is already under way.
-    pub(crate) fn granted(&self, core: &Core, request: RequestId, grant: Grant, now_us: u64) {
+    pub(crate) fn granted(
+        &self,
+        core: &Core,
+        request: RequestId,
+        grant: Grant,
+        now_us: u64,
+        told: Option<Told>,
+    ) {
         let mut line = self.line.lock();
         if let Some(slot) = line.remove(request) {
-            let until = core.deadline_by_push(slot.wanted.asked, now_us, grant.deadline_ms);
+            let until = core.deadline_by_push(slot.wanted.asked, told, now_us, grant.deadline_ms);
             Self::tell(core, slot, grant, until);
         }
     }
@@ -244,14 +251,14 @@ impl Waiters {
         }
     }
 
-    /// Pushes may have been missed: ask about everything that is in line.
-    pub(crate) fn recheck(&self, core: &Core) {
+    /// Pushes may have been missed: ask about everything that is in line on the names concerned.
+    pub(crate) fn recheck(&self, core: &Core, concerned: impl Fn(&Name) -> bool) {
         let now = core.clock.now();
         let mut line = self.line.lock();
         let queued: Vec<RequestId> = line
             .slots
             .iter()
-            .filter(|(_, slot)| slot.poll_at != Moment::FAR)
+            .filter(|(_, slot)| slot.poll_at != Moment::FAR && concerned(&slot.wanted.name))
             .map(|(request, _)| *request)
             .collect();
         for request in queued {

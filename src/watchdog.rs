@@ -329,11 +329,16 @@ impl Watchdog {
         }
     }
 
-    /// The server may have changed: ask about everything at once.
-    pub(crate) fn recheck(&self, core: &Core) {
+    /// The server may have changed: ask at once about everything on the names concerned.
+    pub(crate) fn recheck(&self, core: &Core, concerned: impl Fn(&Name) -> bool) {
         let now = core.clock.now();
         let mut holds = self.holds.lock();
-        let all: Vec<RequestId> = holds.kept.keys().copied().collect();
+        let all: Vec<RequestId> = holds
+            .kept
+            .iter()
+            .filter(|(_, kept)| concerned(&kept.held.name))
+            .map(|(request, _)| *request)
+            .collect();
         for request in all {
             if let Some(kept) = holds.kept.get_mut(&request) {
                 kept.renew_at = now;

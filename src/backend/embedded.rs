@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together};
+use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together, Told};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
 use crate::looking::{ChangeSet, Cursor, Page, Pattern};
@@ -180,7 +180,7 @@ impl EmbeddedBackend {
             (steps(&mut all), all.told)
         };
         for (sink, push) in told {
-            sink(push);
+            sink(push, Some(Told { sent, now_us }));
         }
         Ok((sent, value))
     }

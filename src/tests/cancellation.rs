@@ -701,7 +701,7 @@ fn what_is_handed_in_again_is_done_even_if_the_first_is_answered_meanwhile() {
         world
             .client
             .core
-            .push(crate::protocol::Push::Revoked { requests });
+            .push(crate::protocol::Push::Revoked { requests }, None);
         work().await;
         drop(guard);
         work().await;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::embedded::{Embedded, EmbeddedBackend};
-use crate::backend::{Backend, Failure, Heard, Later};
+use crate::backend::{Backend, Failure, Heard, Later, Told};
 use crate::client::Relatch;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -116,7 +116,7 @@ struct Script {
     calls: Vec<Kind>,
     late: Vec<Call>,
     pushes: Pushes,
-    kept: Vec<Push>,
+    kept: Vec<(Push, Option<Told>)>,
 }
 
 impl Wire {
@@ -186,7 +186,7 @@ impl Wire {
             self.core.lock().upgrade(),
         );
         if let Some(core) = core {
-            kept.into_iter().for_each(|push| core.push(push));
+            kept.into_iter().for_each(|(push, told)| core.push(push, told));
         }
     }
 
@@ -211,17 +211,17 @@ impl Wire {
             .copied()
     }
 
-    fn push(&self, push: Push) {
+    fn push(&self, push: Push, told: Option<Told>) {
         let mut script = self.script.lock();
         match script.pushes {
             Pushes::Through => {
                 drop(script);
                 if let Some(core) = self.core.lock().upgrade() {
-                    core.push(push);
+                    core.push(push, told);
                 }
             }
             Pushes::Lost => {}
-            Pushes::Kept => script.kept.push(push),
+            Pushes::Kept => script.kept.push((push, told)),
         }
     }
 }
@@ -354,7 +354,7 @@ impl Client {
     pub(super) fn with(server: &Embedded, config: Config, home: Home) -> Self {
         let id = ClientId::random();
         let wire = Arc::new(Wire {
-            server: server.join(ClientId::random(), config.tuning(), Box::new(|_| {})),
+            server: server.join(ClientId::random(), config.tuning(), Box::new(|_, _| {})),
             script: Mutex::new(Script {
                 by_number: HashMap::new(),
                 by_kind: HashMap::new(),
@@ -371,7 +371,11 @@ impl Client {
         });
         let pushes = wire.clone();
         let backend = Faulty {
-            inner: server.join(id, config.tuning(), Box::new(move |push| pushes.push(push))),
+            inner: server.join(
+                id,
+                config.tuning(),
+                Box::new(move |push, told| pushes.push(push, told)),
+            ),
             wire: wire.clone(),
         };
         let core = Arc::new(Core::new(id, config, server.clock(), Arc::new(backend)));
