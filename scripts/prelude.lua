@@ -51,7 +51,7 @@ local HASH, READERS, QUEUE, WAITERS, MARKS = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 --                 mark_ms   how long a mark is kept
 --                 retention_ms  how long the fence outlives the last hold, at least
 --                 trust     1 when the count that PUBLISH answers is the truth; 0 where it is not, and every message counts as heard
---                 channel   what a client's id is appended to
+--                 channel   what a client's id is appended to; with a hash tag, which is of the slot of KEYS, where clients listen to that slot
 local CALL = ARGV[1]
 local FAR = '9007199254740991'
 local EPOCH_US = 1735689600000000 -- tickets and requests are numbered by microseconds from here
@@ -989,7 +989,9 @@ local function machine(now_us, owners, gives, from)
 
     -- Tells whether it was heard, as far as one can know.
     function M.tell(client, words)
-      local heard = pcall('PUBLISH', CHANNEL .. client, table.concat(words, ' '))
+      -- A channel with a hash tag is one of its slot: who listens is at this node, so no other one hears of it.
+      local verb = find(CHANNEL, '{', 1, true) and 'SPUBLISH' or 'PUBLISH'
+      local heard = pcall(verb, CHANNEL .. client, table.concat(words, ' '))
       -- A server that forbids it: what was written stands, and is found by a poll or a renewal.
       -- A client whose id begins with `_` gets no pushes: it polls.
       return type(heard) == 'table' or heard > 0 or not TRUST or string.byte(client) == 95

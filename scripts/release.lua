@@ -105,7 +105,8 @@ do
             redis.call('HSET', HASH, 'fence', fence, 'top', top, 'waiting', waiting - 1)
           end
           local told = 'granted ' .. now_text .. ' ' .. request .. ',' .. fence .. ',' .. till .. ',1'
-          local heard = redis.pcall('PUBLISH', channel .. string.match(request, '^[^.]*'), told)
+          local verb = string.find(channel, '{', 1, true) and 'SPUBLISH' or 'PUBLISH' -- as in `tell`
+          local heard = redis.pcall(verb, channel .. string.match(request, '^[^.]*'), told)
           if heard == 0 and trust == '1' and string.byte(request) ~= 95 then
             -- It does not get what it did not hear of.
             local M = machine(now_us, { owner }, true)

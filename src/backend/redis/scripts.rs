@@ -86,11 +86,16 @@ static ALL: [&Script; 9] = [
 ];
 
 /// A client's pushes come on this, followed by its id.
-const CHANNEL: &str = "relatch:1:client:";
+pub(super) const CHANNEL: &str = "relatch:1:client:";
 
 /// The channel that a client listens to.
 pub(super) fn channel(client: ClientId) -> String {
     format!("{CHANNEL}{client}")
+}
+
+/// In a cluster: what the channels of a slot begin with. `tag` is one of the slot.
+pub(super) fn channels_of(tag: impl fmt::Display) -> String {
+    format!("{CHANNEL}{{{tag}}}:")
 }
 
 /// A name as it stands between the braces of a key: whatever is between the first `{` and the next `}` decides the slot, so a
@@ -128,6 +133,11 @@ pub(super) fn keys(name: &Name) -> [String; 5] {
         key
     };
     ["", ":readers", ":queue", ":waiters", ":marks"].map(key)
+}
+
+/// The hash tag of a name's keys: what decides their slot.
+pub(super) fn tag_of(name: &Name) -> Cow<'_, str> {
+    in_braces(tagged(name.as_str()).map_or(name.as_str(), |(tag, _)| tag))
 }
 
 /// What every key of a lock begins with.
@@ -215,9 +225,9 @@ fn text(value: impl ToString) -> Vec<u8> {
 }
 
 /// What every script but `fenced` is told second.
-fn settings(tuning: &Tuning, trust: bool) -> String {
+fn settings(tuning: &Tuning, trust: bool, channels: &str) -> String {
     format!(
-        "{} {} {} {} {CHANNEL}",
+        "{} {} {} {} {channels}",
         tuning.claim_ms,
         tuning.mark_ms,
         tuning.retention_ms,
@@ -226,8 +236,14 @@ fn settings(tuning: &Tuning, trust: bool) -> String {
 }
 
 /// `trust`: whether PUBLISH on this server counts everybody who hears.
+#[cfg(test)]
 pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
-    let settings = settings(tuning, trust);
+    encode_for(call, call_id, tuning, trust, CHANNEL)
+}
+
+/// Where clients listen to `channels` and their ids. With a hash tag in it messages are sent by SPUBLISH.
+pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) -> Encoded {
+    let settings = settings(tuning, trust, channels);
     let mut args = Vec::with_capacity(10);
     args.extend([text(call_id), settings.into_bytes()]);
     let script = match &call.operation {

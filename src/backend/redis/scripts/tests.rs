@@ -1511,7 +1511,7 @@ fn take_together(bench: &mut Bench, rounds: usize) {
                     .map(|(n, op)| (names[*n].clone(), op.clone()))
                     .collect();
                 bench.set_time(now_us);
-                let encoded = encode_all(&asked, bench.steps, &TUNING, true);
+                let encoded = encode_all(&asked, bench.steps, &TUNING, true, CHANNEL);
                 let value = bench.send(&encoded).unwrap();
                 let answer = decode_all(asked.len(), bench.steps, value).unwrap();
                 assert_eq!(answer, (now_us, expected), "round {round}: {asked:?}");
@@ -1781,6 +1781,37 @@ fn all_keys_of_a_name_are_in_one_slot() {
         assert_eq!(computed.len(), 1, "{text:?}");
     }
     assert_eq!(slot("123456789"), 12739); // from the specification of Redis Cluster: crc16 0x31C3
+}
+
+#[test]
+fn a_channel_with_a_hash_tag_is_published_within_its_shard() {
+    let server = Server::start();
+    let mut con = server.connect();
+    let counts = |con: &mut Connection| {
+        let info: String = cmd("INFO").arg("commandstats").query(con).unwrap();
+        ["cmdstat_publish:", "cmdstat_spublish:"].map(|stat| info.contains(stat))
+    };
+    for (channels, published) in [
+        (CHANNEL.to_owned(), [true, false]),
+        (channels_of(7), [false, true]),
+    ] {
+        let name = name(&channels);
+        let _: () = cmd("CONFIG").arg("RESETSTAT").query(&mut con).unwrap();
+        for operation in [
+            Operation::Acquire(acquire(request(1, 1), owner(1), Mode::Write)),
+            Operation::Acquire(acquire(request(2, 1), owner(2), Mode::Write)),
+            release(request(1, 1), owner(1)),
+        ] {
+            let call = Call {
+                name: name.clone(),
+                operation,
+            };
+            let encoded = encode_for(&call, 7, &LONG, false, &channels);
+            let value: Value = encoded.eval().query(&mut con).unwrap();
+            decode(&call, 7, value).unwrap();
+        }
+        assert_eq!(counts(&mut con), published, "{channels}");
+    }
 }
 
 /// As the specification of Redis Cluster has it; a server without cluster mode may refuse to tell.

@@ -6,8 +6,14 @@ use super::{ACQUIRE_ALL, Decoded, Encoded, Fields, as_many, check_call_id, inste
 use crate::protocol::{Acquire, Grant, Name};
 use crate::state::Tuning;
 
-pub(crate) fn encode_all(parts: &[(Name, Acquire)], call_id: u64, tuning: &Tuning, trust: bool) -> Encoded {
-    let mut args = vec![text(call_id), settings(tuning, trust).into_bytes()];
+pub(crate) fn encode_all(
+    parts: &[(Name, Acquire)],
+    call_id: u64,
+    tuning: &Tuning,
+    trust: bool,
+    channels: &str,
+) -> Encoded {
+    let mut args = vec![text(call_id), settings(tuning, trust, channels).into_bytes()];
     for (_, op) in parts {
         args.extend([
             op.request.wire().into_bytes(),
