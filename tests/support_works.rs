@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 use support::resp::{Client, Framer, Piece, is_timeout};
 use support::{
-    BOUND, ChildProcess, Connections, Direction, FakeServer, Proxy, RedisServer, Reply, Watched, child,
-    eventually, eventually_async, eventually_blocking,
+    BOUND, ChildProcess, Connections, Direction, FakeServer, Proxy, RedisCluster, RedisServer, Reply,
+    Watched, child, eventually, eventually_async, eventually_blocking,
 };
 
 /// Long enough for a reply on loopback to come if it were on its way. Only ever waited out in vain,
@@ -552,4 +552,33 @@ fn framer_hands_through_what_is_not_resp() {
         "{pieces:?}"
     );
     assert!(matches!(&framer.feed(b"+OK\r\n")[..], [Piece::Raw(_)]));
+}
+
+// --- the cluster ---
+
+#[test]
+fn cluster_is_whole_and_moves_slots() {
+    let began = Instant::now();
+    let cluster = RedisCluster::start_with(3, 1, Duration::from_secs(30), &[]);
+    eprintln!("a cluster of six nodes took {:?}", began.elapsed());
+    assert_eq!(cluster.nodes().len(), 6);
+    let name = cluster.name_on(1, "moved");
+    let key = format!("relatch:1:{{{name}}}");
+    let slot = cluster.slot_of(&key);
+    assert_eq!(cluster.master_of(slot, 5), Some(1), "a replica knows it as well");
+    cluster.node(1).cli(&["SET", &key, "1"]);
+
+    cluster.begin_move(slot, 1, 2);
+    let other = format!("{key}:other");
+    let asked = cluster.node(1).reply(&["GET", &other]).text();
+    assert!(asked.starts_with("ASK"), "{asked}");
+    assert_eq!(cluster.move_keys(slot, 1, 2, 10), 1);
+    cluster.end_move(slot, 2);
+    assert_eq!(cluster.node(2).cli(&["GET", &key]), "1");
+    let moved = cluster.node(1).reply(&["GET", &key]).text();
+    assert!(moved.starts_with("MOVED"), "{moved}");
+    cluster.settled();
+    assert_eq!(cluster.master_of(slot, 0), Some(2));
+    cluster.flush();
+    assert!(cluster.nodes().iter().all(|node| node.keys().is_empty()));
 }

@@ -16,6 +16,7 @@
 
 mod background;
 pub mod child;
+mod cluster;
 pub mod deployment;
 mod fake;
 mod proxy;
@@ -27,6 +28,7 @@ mod wait;
 
 pub use background::Background;
 pub use child::ChildProcess;
+pub use cluster::{RedisCluster, SLOTS};
 pub use fake::FakeServer;
 pub use proxy::{Connections, Direction, Proxy};
 pub use resp::Reply;

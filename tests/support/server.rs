@@ -35,9 +35,18 @@ pub(super) static PROGRAM: LazyLock<OsString> = LazyLock::new(|| {
         .expect("no redis-server found: tests/run installs it")
 });
 
+/// A node of a cluster older than 7.0 has its bus 10,000 ports further on, come what may.
+static CHOOSES_BUS_PORT: LazyLock<bool> = LazyLock::new(|| {
+    let version = Command::new(&*PROGRAM).arg("--version").output();
+    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    !version.is_ok_and(|version| version.contains("v=6."))
+});
+
 /// A running server. The default has no persistence: what it held dies with it.
 pub struct RedisServer {
     port: u16,
+    /// For the cluster bus, where it is a node of a cluster.
+    bus_port: u16,
     /// What was given beyond the defaults; a restart gives the same.
     arguments: Vec<String>,
     persistent: bool,
@@ -84,13 +93,19 @@ impl RedisServer {
             .expect("the system has a directory for temporary files");
         for _ in 0..ATTEMPTS {
             let port = super::free_port();
-            if let Some(process) = spawn(port, &arguments, &directory, 0) {
+            let bus_port = if *CHOOSES_BUS_PORT {
+                super::free_port()
+            } else {
+                port + 10_000
+            };
+            if let Some(process) = spawn(port, bus_port, &arguments, &directory, 0) {
                 let running = Mutex::new(Running {
                     process,
                     generation: 0,
                 });
                 return Self {
                     port,
+                    bus_port,
                     arguments,
                     persistent,
                     running,
@@ -108,6 +123,10 @@ impl RedisServer {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    pub fn bus_port(&self) -> u16 {
+        self.bus_port
     }
 
     pub fn pid(&self) -> u32 {
@@ -151,7 +170,13 @@ impl RedisServer {
     fn restart(&self, running: &mut Running) {
         running.process.kill();
         for _ in 0..ATTEMPTS {
-            let started = spawn(self.port, &self.arguments, &self.directory, running.generation);
+            let started = spawn(
+                self.port,
+                self.bus_port,
+                &self.arguments,
+                &self.directory,
+                running.generation,
+            );
             if let Some(process) = started {
                 running.process = process;
                 return;
@@ -271,7 +296,13 @@ fn log(directory: &TempDir) -> String {
 }
 
 /// Starts a server and waits until it answers. `None`: somebody else has the port.
-fn spawn(port: u16, arguments: &[String], directory: &TempDir, generation: u32) -> Option<Process> {
+fn spawn(
+    port: u16,
+    bus_port: u16,
+    arguments: &[String],
+    directory: &TempDir,
+    generation: u32,
+) -> Option<Process> {
     let fail = |what: &str, error: &dyn std::fmt::Display| -> ! {
         panic!("{what}: {error}\nredis-server said:\n{}", log(directory))
     };
@@ -294,6 +325,7 @@ fn spawn(port: u16, arguments: &[String], directory: &TempDir, generation: u32) 
         .arg("--dir")
         .arg(&data)
         .args(arguments)
+        .args(bus(arguments, bus_port))
         .current_dir(directory.path())
         .stdin(Stdio::null())
         .stdout(output)
@@ -318,6 +350,17 @@ fn spawn(port: u16, arguments: &[String], directory: &TempDir, generation: u32) 
             fail("redis-server is not ready", &format!("within {BOUND:?}"));
         }
         std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// The usual bus port may be anybody's.
+fn bus(arguments: &[String], bus_port: u16) -> Vec<String> {
+    let enabled = arguments
+        .windows(2)
+        .any(|pair| pair[0] == "--cluster-enabled" && pair[1] == "yes");
+    match enabled && *CHOOSES_BUS_PORT {
+        true => vec!["--cluster-port".to_owned(), bus_port.to_string()],
+        false => Vec::new(),
     }
 }
 
