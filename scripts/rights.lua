@@ -6,7 +6,7 @@
 -- KEYS
 --   1 STRING   a key that nobody else uses
 -- ARGV
---   1 channel  one that nobody listens to
+--   1 channel  one that nobody listens to; in a cluster one of the slot of KEYS
 -- Replies
 --   for each command that is forbidden, its name, and `command`, `key` or `channel` for what is missing
 --   READONLY, as an error, from a replica
@@ -52,7 +52,11 @@ try('ZRANK', KEY, 'm')
 try('ZREM', KEY, 'm')
 try('ZREMRANGEBYSCORE', KEY, 0, 0)
 try('ZSCORE', KEY, 'm')
-try('PUBLISH', CHANNEL, '')
+if string.find(CHANNEL, '{', 1, true) then
+  try('SPUBLISH', CHANNEL, '')
+else
+  try('PUBLISH', CHANNEL, '')
+end
 try('PEXPIREAT', KEY, 1)
 try('DEL', KEY)
 return missing

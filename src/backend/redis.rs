@@ -2,29 +2,34 @@
 //!
 //! - `scripts` knows what is said: keys, arguments, replies, pushes;
 //! - `link` keeps the connections up, `dial` makes them, `tls` secures them, `check` looks at who is there, `sentinel` finds it;
+//! - `cluster` knows which of many servers a call goes to, and `slots` why;
 //! - `options` and `refusal` know addresses and errors.
 //!
-//! What this file keeps: a call is sent once (twice when the server did not know the script, which then did not run),
+//! What this file keeps: a call is executed once (it is sent again when the server did not know the script, or says that another node
+//! serves it: then it did not run),
 //! and unless the server said no in so many words, whatever went wrong makes its outcome *unknown*. A reply that is not the reply
 //! to this very call takes the link down, as nothing on it can be believed then.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
 
 use crate::backend::{Backend, Failure, Heard, Later, Look, Sink, Together};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Member, Name, Operation, Polled, Replicas};
 use crate::script::{Ran, Run};
 use crate::state::Tuning;
 
 mod check;
+mod cluster;
 mod dial;
 mod fenced;
 #[cfg(any(test, fuzzing))]
@@ -38,6 +43,7 @@ mod scripts;
 mod sentinel;
 #[cfg(feature = "cli")]
 pub(crate) mod simulated;
+mod slots;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "tls")]
@@ -47,8 +53,10 @@ mod together;
 pub use look::Examination;
 pub(crate) use options::RedisOptions;
 
-use link::{Linker, Live, jitter};
+use cluster::Cluster;
+use link::{Linker, Live, Way, jitter};
 use refusal::{Refusal, classify, printable};
+use scripts::Encoded;
 
 /// How long a call that is to be repeated is held back, at least and on top of it at most: callers repeat at once.
 const HELD_BACK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(80));
@@ -56,12 +64,107 @@ const HELD_BACK: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// How long closing waits for the connections to be closed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// One client's view of a Redis server.
+/// How often a call is sent on because a node says that another one is meant.
+const HOPS: u32 = 5;
+
+/// How long what a server refused for the moment is remembered, for whoever gives up.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// One client's view of a Redis server, or of a cluster of them.
 pub(crate) struct RedisBackend {
-    linker: Arc<Linker>,
+    route: Route,
+    client: ClientId,
+    clock: Clock,
     tuning: Tuning,
     /// Numbers the calls; a reply echoes its call's.
     calls: AtomicU64,
+    /// What a server refused for the moment, last.
+    put_off: Mutex<Option<(Moment, Error)>>,
+}
+
+/// Which link serves a call.
+enum Route {
+    /// Always the same.
+    One(Arc<Linker>),
+    /// Whichever leads to the master of the slot.
+    Cluster(Arc<Cluster>),
+}
+
+impl Route {
+    /// The slot of a key, where that matters.
+    fn slot(&self, of: impl FnOnce() -> u16) -> u16 {
+        match self {
+            Route::One(_) => 0,
+            Route::Cluster(_) => of(),
+        }
+    }
+
+    /// Waits for a link if there is none. `None` once it is closed.
+    async fn way(&self, slot: u16) -> Option<Way> {
+        match self {
+            Route::One(linker) => {
+                let live = linker.live().await?;
+                Some(Way {
+                    linker: linker.clone(),
+                    live,
+                })
+            }
+            Route::Cluster(cluster) => cluster.way(slot).await,
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Route::One(linker) => linker.is_closed(),
+            Route::Cluster(cluster) => cluster.is_closed(),
+        }
+    }
+
+    /// Whether an answer that took so long is to be believed.
+    async fn believes(&self, way: &Way, took: Duration) -> bool {
+        match self {
+            Route::One(_) => true,
+            Route::Cluster(cluster) => cluster.believes(way, took).await,
+        }
+    }
+
+    /// Where the server says that the slot is, if it says so.
+    async fn elsewhere(&self, slot: u16, way: &Way, error: &ServerError) -> Option<Elsewhere> {
+        let Route::Cluster(cluster) = self else {
+            return None;
+        };
+        let details = error.details().unwrap_or_default();
+        match error.code() {
+            "MOVED" => {
+                let (named, place) = slots::redirection(details, &cluster::place_of(way))?;
+                cluster.moved(named, &place, way);
+                (named == slot).then_some(Elsewhere::ForGood)
+            }
+            // For this one call: the slot is being moved, and its keys are there already.
+            "ASK" => {
+                let (named, place) = slots::redirection(details, &cluster::place_of(way))?;
+                let way = cluster.way_by(&place).await?;
+                (named == slot).then_some(Elsewhere::ThisTime(way))
+            }
+            "CLUSTERDOWN" => {
+                cluster.doubt(slot);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+enum Elsewhere {
+    ForGood,
+    ThisTime(Way),
+}
+
+/// What a command was answered, by whom, and when it had certainly not been sent yet.
+struct Answered {
+    way: Way,
+    sent: Moment,
+    value: Value,
 }
 
 impl fmt::Debug for RedisBackend {
@@ -80,12 +183,6 @@ impl RedisBackend {
         sink: Sink,
     ) -> Result<Arc<Self>, Error> {
         let target = options.target()?;
-        if matches!(target.at, options::Where::Cluster(_)) {
-            return Err(ErrorKind::Invalid(
-                "Redis Cluster is not supported yet: name a single server".into(),
-            )
-            .into());
-        }
         Ok(Self::over(options, target, client, tuning, clock, sink))
     }
 
@@ -112,46 +209,87 @@ impl RedisBackend {
         clock: Clock,
         sink: Sink,
     ) -> Arc<Self> {
+        let route = match &target.at {
+            options::Where::Cluster(seeds) => {
+                let seeds = seeds.clone();
+                Route::Cluster(Cluster::new(options, target, &seeds, client, clock.clone(), sink))
+            }
+            _ => Route::One(Arc::new(Linker::new(
+                options,
+                target,
+                client,
+                clock.clone(),
+                sink,
+            ))),
+        };
         Arc::new(Self {
-            linker: Arc::new(Linker::new(options, target, client, clock, sink)),
+            route,
+            client,
+            clock,
             tuning,
             calls: AtomicU64::new(1),
+            put_off: Mutex::new(None),
         })
     }
 
     /// The server's address, without credentials.
     pub(crate) fn place(&self) -> &str {
-        &self.linker.target.place
+        match &self.route {
+            Route::One(linker) => &linker.target.place,
+            Route::Cluster(cluster) => cluster.place(),
+        }
     }
 
     /// Resolves on the first link, or with the first thing that went wrong: then [`drive`](Backend::drive), which must run, goes on trying.
     pub(crate) async fn ready(&self, within: Duration) -> Result<(), Error> {
-        self.linker.ready(within).await
+        match &self.route {
+            Route::One(linker) => linker.ready(within).await,
+            Route::Cluster(cluster) => cluster.ready(within).await,
+        }
     }
 
-    async fn live(&self) -> Result<Arc<Live>, Failure> {
-        match self.linker.live().await {
-            Some(live) => Ok(live),
+    /// Of a single server.
+    #[cfg(test)]
+    fn linker(&self) -> &Linker {
+        match &self.route {
+            Route::One(linker) => linker,
+            Route::Cluster(_) => unreachable!("asked of a single server"),
+        }
+    }
+
+    fn is_cluster(&self) -> bool {
+        matches!(self.route, Route::Cluster(_))
+    }
+
+    async fn way(&self, slot: u16) -> Result<Way, Failure> {
+        match self.route.way(slot).await {
+            Some(way) => Ok(way),
             None => Err(Failure::No(ErrorKind::Closed.into())),
         }
     }
 
     /// The connection failed under a command, which may have been executed.
-    fn lost(&self, live: &Arc<Live>, error: &RedisError) -> Failure {
-        if self.linker.is_closed() {
+    fn lost(&self, way: &Way, error: &RedisError) -> Failure {
+        if self.route.is_closed() {
             return Failure::Unknown(ErrorKind::Closed.into());
         }
-        let error = live.peer.broken(error);
-        self.linker.fault(live, &error);
+        let error = way.live.peer.broken(error);
+        way.linker.fault(&way.live, &error);
         Failure::Unknown(error)
     }
 
     /// The server answered with an error.
-    async fn refused(&self, live: &Arc<Live>, what: &str, error: &ServerError) -> Failure {
-        let error = match classify(&live.peer.place, what, error) {
+    async fn refused(&self, way: &Way, what: &str, error: &ServerError) -> Failure {
+        let peer = &way.live.peer;
+        let error = match classify(&peer.place, what, error) {
             Refusal::Later(error) => error,
+            // Followed as far as it leads; the nodes do not agree yet.
+            Refusal::No(_) if self.is_cluster() && matches!(error.code(), "MOVED" | "ASK") => peer
+                .unreachable(format_args!(
+                    "says that another node serves {what}, and that one does not"
+                )),
             Refusal::Elsewhere(error) => {
-                self.linker.fault(live, &error);
+                way.linker.fault(&way.live, &error);
                 error
             }
             Refusal::No(error) => return Failure::No(error),
@@ -159,77 +297,184 @@ impl RedisBackend {
             // step. What happened to this one is not known.
             refusal @ Refusal::NoScript => {
                 let error = refusal.into_error();
-                self.linker.fault(live, &error);
+                way.linker.fault(&way.live, &error);
                 error
             }
         };
+        *self.put_off.lock() = Some((self.clock.now(), error.clone()));
         sleep(HELD_BACK.0 + jitter(HELD_BACK.1)).await;
         Failure::Unknown(error)
     }
 
-    async fn command(&self, command: &Cmd, what: &str) -> Result<Value, Failure> {
-        let live = self.live().await?;
-        match live.connection.clone().send_packed_command(command).await {
-            Ok(Value::ServerError(error)) => Err(self.refused(&live, what, &error).await),
-            Ok(value) => Ok(value),
-            Err(error) => Err(self.lost(&live, &error)),
+    /// Sends a command to whoever serves the slot: once, and again only where a server said that it had not executed it.
+    ///
+    /// `make` makes the command for a link: in full, if a script has to go with its source; and whether a node executes it that the
+    /// slot is only being moved to.
+    async fn deliver(
+        &self,
+        slot: u16,
+        way: Way,
+        what: impl Fn() -> String,
+        make: impl Fn(&Live, Form) -> Cmd,
+    ) -> Result<Answered, Failure> {
+        match self.send(slot, way, make).await? {
+            Ok(answered) => Ok(answered),
+            Err((way, error)) => Err(self.refused(&way, &what(), &error).await),
         }
     }
+
+    /// The same, with what a server said against it as it said it.
+    async fn send(
+        &self,
+        slot: u16,
+        mut way: Way,
+        make: impl Fn(&Live, Form) -> Cmd,
+    ) -> Result<Result<Answered, (Way, ServerError)>, Failure> {
+        let mut asking = false;
+        let mut hops = 0;
+        loop {
+            let live = way.live.clone();
+            let mut form = Form { full: false, asking };
+            let mut sent = self.clock.now();
+            let open = live.pace.open(sent);
+            let mut value = send(&live, &make(&live, form), asking).await;
+            if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
+            {
+                // The server has restarted, or was told to forget. This makes it know the script as well.
+                form.full = true;
+                sent = self.clock.now();
+                value = send(&live, &make(&live, form), asking).await;
+                if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
+                {
+                    // Scripts may be brought, but not that way. The next link brings them.
+                    let error = live.peer.unreachable("has forgotten the scripts");
+                    way.linker.fault(&live, &error);
+                    return Err(Failure::Unknown(error));
+                }
+            }
+            open.answered(self.clock.now());
+            let error = match value {
+                Ok(_) if !self.route.believes(&way, self.clock.now().since(sent)).await => {
+                    return Err(Failure::Unknown(live.peer.unreachable(
+                        "answered late, and the other nodes do not say that it is still in charge",
+                    )));
+                }
+                Ok(Value::ServerError(error)) => error,
+                Ok(value) => return Ok(Ok(Answered { way, sent, value })),
+                Err(error) => return Err(self.lost(&way, &error)),
+            };
+            match self.route.elsewhere(slot, &way, &error).await {
+                Some(elsewhere) if hops < HOPS => {
+                    hops += 1;
+                    (way, asking) = match elsewhere {
+                        Elsewhere::ForGood => (self.way(slot).await?, false),
+                        Elsewhere::ThisTime(way) => (way, true),
+                    };
+                }
+                _ => return Ok(Err((way, error))),
+            }
+        }
+    }
+
+    /// A command on one key.
+    async fn command(&self, key: &str, command: Cmd) -> Result<Value, Failure> {
+        let slot = self.route.slot(|| slots::slot_of_plain(key));
+        let way = self.way(slot).await?;
+        let what = || format!("the key {key}");
+        let answered = self.deliver(slot, way, what, |_, _| command.clone()).await?;
+        Ok(answered.value)
+    }
+
+    fn encode(&self, call: &Call, id: u64, slot: u16, live: &Live, trust: bool) -> Encoded {
+        scripts::encode_for(call, id, &self.tuning, trust, &self.channels(slot, live))
+    }
+
+    /// Where those listen who use a slot.
+    fn channels(&self, slot: u16, live: &Live) -> Cow<'static, str> {
+        if live.sharded {
+            slots::channels(slot).into()
+        } else {
+            scripts::CHANNEL.into()
+        }
+    }
+
+    /// What is listened to for this call.
+    async fn listen(&self, cluster: &Cluster, slot: u16, way: &Way, call: &Call) {
+        match &call.operation {
+            Operation::Acquire(op) => {
+                cluster
+                    .listen(slot, way, Duration::from_millis(op.lease_ms))
+                    .await;
+            }
+            Operation::Renew(ops) => {
+                let longest = ops.iter().map(|op| op.lease_ms).max().unwrap_or(0);
+                cluster.keep_listening(slot, Duration::from_millis(longest));
+            }
+            Operation::Poll(_) => cluster.keep_listening(slot, Duration::ZERO),
+            _ => {}
+        }
+    }
+}
+
+/// How a command is sent.
+#[derive(Clone, Copy)]
+struct Form {
+    /// With the script's source.
+    full: bool,
+    /// To a node that the slot is being moved to.
+    asking: bool,
+}
+
+async fn send(live: &Live, command: &Cmd, asking: bool) -> Result<Value, RedisError> {
+    let mut connection = live.connection.clone();
+    if !asking {
+        return connection.send_packed_command(command).await;
+    }
+    // It holds for the very next command only; a pipeline is sent as one.
+    let mut both = ::redis::Pipeline::with_capacity(2);
+    both.cmd("ASKING").add_command(command.clone());
+    let mut answers = connection.send_packed_commands(&both, 0, 2).await?;
+    Ok(answers.pop().unwrap_or(Value::Nil))
 }
 
 impl Backend for RedisBackend {
     fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>> {
         Box::pin(async move {
-            let live = self.live().await?;
+            let slot = self.route.slot(|| slots::slot_of(&call.name));
+            let way = self.way(slot).await?;
+            if let Route::Cluster(cluster) = &self.route {
+                self.listen(cluster, slot, &way, call).await;
+            }
             let id = self.calls.fetch_add(1, Ordering::Relaxed);
-            let encoded = scripts::encode(call, id, &self.tuning, live.trust);
-            let mut connection = live.connection.clone();
-            #[cfg(feature = "cli")]
-            if let options::Address::Simulated(network) = &live.peer.address {
-                network.calling(id, call, self.tuning, live.trust);
-            }
-
-            let command = if live.by_source {
-                encoded.eval()
-            } else {
-                encoded.evalsha()
-            };
-            let mut sent = self.linker.clock.now();
-            let mut value = connection.send_packed_command(&command).await;
-            if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
-            {
-                // The server has restarted, or was told to forget. This makes it know the script as well.
-                let command = encoded.eval();
-                sent = self.linker.clock.now();
-                value = connection.send_packed_command(&command).await;
-                if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
-                {
-                    // Scripts may be brought, but not that way. The next link brings them.
-                    let error = live.peer.unreachable("has forgotten the scripts");
-                    self.linker.fault(&live, &error);
-                    return Err(Failure::Unknown(error));
-                }
-            }
-
-            let value = match value {
-                Ok(Value::ServerError(error)) => {
-                    let key = encoded.keys.first().map_or("", AsRef::as_ref);
-                    return Err(self.refused(&live, &format!("the key {key}"), &error).await);
-                }
-                Ok(value) => value,
-                Err(error) => return Err(self.lost(&live, &error)),
-            };
+            let what = || format!("the key {}", scripts::keys(&call.name)[0]);
+            let answered = self
+                .deliver(slot, way, what, |live, form| {
+                    // Nobody listens yet where the slot is only being moved to.
+                    let trust = live.trust && !form.asking;
+                    let encoded = self.encode(call, id, slot, live, trust);
+                    #[cfg(feature = "cli")]
+                    if let options::Address::Simulated(network) = &live.peer.address {
+                        network.calling(id, call, self.tuning, trust);
+                    }
+                    if form.full || live.by_source {
+                        encoded.eval()
+                    } else {
+                        encoded.evalsha()
+                    }
+                })
+                .await?;
+            let Answered { way, sent, value } = answered;
             match scripts::decode(call, id, value) {
                 Ok(answer) => {
-                    live.prove();
+                    way.live.prove(sent, answer.now_us);
                     Ok(Heard { sent, answer })
                 }
                 Err(malformed) => {
-                    let error = live.peer.unreachable(format_args!(
+                    let error = way.live.peer.unreachable(format_args!(
                         "gave no answer to what it was asked ({})",
                         printable(&malformed.to_string())
                     ));
-                    self.linker.fault(&live, &error);
+                    way.linker.fault(&way.live, &error);
                     Err(Failure::Unknown(error))
                 }
             }
@@ -244,9 +489,14 @@ impl Backend for RedisBackend {
         Box::pin(self.run_fenced(run))
     }
 
+    /// Keys of several names go in one call where they are in one slot.
+    fn together(&self, name: &Name) -> u64 {
+        u64::from(self.route.slot(|| slots::slot_of(name)))
+    }
+
     fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, for_ms: u64) -> Later<'a, Result<(), Failure>> {
         Box::pin(async move {
-            let key = client_key(self.linker.client);
+            let key = client_key(self.client);
             let command = match info {
                 Some(info) => {
                     let mut set = ::redis::cmd("SET");
@@ -259,41 +509,28 @@ impl Backend for RedisBackend {
                     del
                 }
             };
-            self.command(&command, &format!("the key {key}")).await.map(drop)
+            self.command(&key, command).await.map(drop)
         })
     }
 
     fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>> {
         Box::pin(async move {
-            if ids.is_empty() {
-                return Ok(Vec::new());
-            }
-            let mut gets = ::redis::Pipeline::with_capacity(ids.len());
-            for id in ids {
-                gets.cmd("GET").arg(client_key(*id));
-            }
-            let live = self.live().await?;
-            let values = live
-                .connection
-                .clone()
-                .send_packed_commands(&gets, 0, ids.len())
-                .await;
-            let values = values.map_err(|error| self.lost(&live, &error))?;
+            // All at once; what is ready together is sent together.
+            let gets = ids.iter().map(|id| {
+                let key = client_key(*id);
+                let mut get = ::redis::cmd("GET");
+                get.arg(&key);
+                async move { self.command(&key, get).await }
+            });
             let mut clients = Vec::with_capacity(ids.len());
-            for value in values {
+            for value in futures_util::future::join_all(gets).await {
                 clients.push(match value {
-                    Value::BulkString(text) => read_info(&text),
+                    Ok(Value::BulkString(text)) => read_info(&text),
                     // Of one key it is as good as nothing; of the server it is no answer.
-                    Value::ServerError(error) => {
-                        match self.refused(&live, "what clients announce", &error).await {
-                            Failure::No(_) => None,
-                            unknown @ Failure::Unknown(_) => return Err(unknown),
-                        }
-                    }
-                    _ => None,
+                    Ok(_) | Err(Failure::No(_)) => None,
+                    Err(unknown @ Failure::Unknown(_)) => return Err(unknown),
                 });
             }
-            clients.resize(ids.len(), None);
             Ok(clients)
         })
     }
@@ -305,7 +542,8 @@ impl Backend for RedisBackend {
         replicas: Replicas,
     ) -> Later<'a, Result<(Polled, u64), Failure>> {
         Box::pin(async move {
-            let live = self.live().await?;
+            let slot = self.route.slot(|| slots::slot_of(name));
+            let Way { live, .. } = self.way(slot).await?;
             let call = Call {
                 name: name.clone(),
                 operation: Operation::Poll(vec![member]),
@@ -313,7 +551,7 @@ impl Backend for RedisBackend {
             let call_id = self.calls.fetch_add(1, Ordering::Relaxed);
             let (tell, told) = oneshot::channel();
             let ask = replicas::Ask {
-                encoded: scripts::encode(&call, call_id, &self.tuning, live.trust),
+                encoded: self.encode(&call, call_id, slot, &live, live.trust),
                 by_source: live.by_source,
                 call,
                 call_id,
@@ -323,16 +561,39 @@ impl Backend for RedisBackend {
             };
             let lost = || Failure::Unknown(live.peer.unreachable("closed the connection"));
             live.asks.send(ask).map_err(|_| lost())?;
-            told.await.unwrap_or_else(|_| Err(lost()))
+            let told = told.await.unwrap_or_else(|_| Err(lost()));
+            if let (Route::Cluster(cluster), Err(Failure::Unknown(_))) = (&self.route, &told) {
+                // It may have moved: that is for others to say.
+                cluster.doubt(slot);
+            }
+            told
         })
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
-        self.linker.generation()
+        match &self.route {
+            Route::One(linker) => linker.generation(),
+            Route::Cluster(cluster) => cluster.generation(),
+        }
+    }
+
+    fn relinked(&self, name: &Name, since: u64) -> bool {
+        match &self.route {
+            Route::One(_) => true,
+            Route::Cluster(cluster) => cluster.relinked(name, since),
+        }
     }
 
     fn trouble(&self) -> Option<Error> {
-        self.linker.trouble()
+        let down = match &self.route {
+            Route::One(linker) => linker.trouble(),
+            Route::Cluster(cluster) => cluster.trouble(),
+        };
+        down.or_else(|| {
+            let put_off = self.put_off.lock();
+            let (at, error) = put_off.as_ref()?;
+            (self.clock.now().since(*at) < RECENT).then(|| error.clone())
+        })
     }
 
     fn look(&self) -> Option<&dyn Look> {
@@ -340,19 +601,31 @@ impl Backend for RedisBackend {
     }
 
     fn pushes(&self) -> bool {
-        self.linker.pushes()
+        match &self.route {
+            Route::One(linker) => linker.pushes(),
+            Route::Cluster(cluster) => cluster.pushes(),
+        }
     }
 
     fn remarks(&self) -> Vec<String> {
-        self.linker.remarks()
+        match &self.route {
+            Route::One(linker) => linker.remarks(),
+            Route::Cluster(cluster) => cluster.remarks(),
+        }
     }
 
     fn drive(&self) -> Later<'_, ()> {
-        Box::pin(self.linker.run())
+        match &self.route {
+            Route::One(linker) => Box::pin(linker.run()),
+            Route::Cluster(cluster) => Box::pin(cluster.run()),
+        }
     }
 
     fn close(&self) -> Later<'_, ()> {
-        Box::pin(self.linker.close(PATIENCE))
+        match &self.route {
+            Route::One(linker) => Box::pin(linker.close(PATIENCE)),
+            Route::Cluster(cluster) => Box::pin(cluster.close(PATIENCE)),
+        }
     }
 }
 

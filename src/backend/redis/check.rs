@@ -11,7 +11,7 @@ use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 
 use crate::backend::redis::dial::{OLDEST, Peer};
 use crate::backend::redis::refusal::{CHANNELS, KEYS, classify, printable};
-use crate::backend::redis::scripts;
+use crate::backend::redis::{scripts, slots};
 use crate::error::Error;
 use crate::protocol::ClientId;
 
@@ -19,10 +19,15 @@ use crate::protocol::ClientId;
 const RIGHTS: &str = include_str!("../../../scripts/rights.lua");
 static RIGHTS_HASH: LazyLock<String> = LazyLock::new(|| ::redis::Script::new(RIGHTS).get_hash().to_owned());
 
+/// Since when a cluster's slots have channels of their own.
+const SHARDS: (u64, u64) = (7, 0);
+
 /// What was found out about a server.
 #[derive(Debug)]
 pub(super) struct Fitness {
     pub(super) mode: Mode,
+    /// As a node of a cluster it has channels of slots.
+    pub(super) shards: bool,
     /// Scripts are sent whole with each call: it does not take them by their hash.
     pub(super) by_source: bool,
     /// Messages may be sent: the right to.
@@ -58,24 +63,24 @@ pub(super) async fn check(
         Some(Value::VerbatimString { text, .. }) => Some(text),
         _ => return Err(peer.strange("it does not know INFO")),
     };
-    let mode = match info {
+    let (mode, shards) = match info {
         None => {
             remarks.push(
                 "this user may not ask for the server's version and role: give it the right +info".into(),
             );
-            Mode::Unknown
+            (Mode::Unknown, true)
         }
         Some(info) => {
             let server = ServerInfo::parse(&info).ok_or_else(|| peer.strange("its INFO has no version"))?;
             server.judge(peer, cluster)?;
             remarks.extend(server.remark());
-            server.mode
+            (server.mode, server.is_at_least(SHARDS))
         }
     };
     if let Some(Value::ServerError(error)) = answers.next() {
         tracing::debug!(server = %peer.place, %error, "the scripts are not loaded ahead");
     }
-    let rights = rights(peer, connection, client).await?;
+    let rights = rights(peer, connection, client, cluster && shards).await?;
     let mut forbidden: Vec<String> = rights
         .missing
         .iter()
@@ -84,9 +89,12 @@ pub(super) async fn check(
     forbidden.sort_unstable();
     forbidden.dedup();
     // Without messages it works, if slowly.
-    let publishes = !rights.missing.iter().any(|(command, _)| command == "PUBLISH");
+    let publishes = !rights
+        .missing
+        .iter()
+        .any(|(command, _)| matches!(command.as_str(), "PUBLISH" | "SPUBLISH"));
     if !publishes {
-        forbidden.retain(|rule| rule != "+publish" && rule != CHANNELS);
+        forbidden.retain(|rule| !matches!(rule.as_str(), "+publish" | "+spublish" | CHANNELS));
     }
     if !forbidden.is_empty() {
         return Err(peer.unfit(format_args!(
@@ -103,6 +111,7 @@ pub(super) async fn check(
     }
     Ok(Fitness {
         mode,
+        shards,
         by_source: rights.by_source,
         publishes,
         remarks,
@@ -120,12 +129,18 @@ async fn rights(
     peer: &Peer,
     connection: &mut MultiplexedConnection,
     client: ClientId,
+    sharded: bool,
 ) -> Result<Rights, Error> {
+    let key = format!("relatch:1:probe:{}", client.wire());
+    let channel = if sharded {
+        slots::channel(slots::slot_of_plain(&key), client)
+    } else {
+        scripts::channel(client)
+    };
     let ask = |verb: &str, script: &str| {
         let mut ask = Cmd::new();
         ask.arg(verb).arg(script).arg(1);
-        ask.arg(format!("relatch:1:probe:{}", client.wire()));
-        ask.arg(format!("{}:probe", scripts::channel(client)));
+        ask.arg(&key).arg(format!("{channel}:probe"));
         ask
     };
     let by_hash = connection
@@ -256,14 +271,18 @@ impl ServerInfo {
         })
     }
 
-    pub(super) fn is_too_old(&self) -> bool {
+    fn is_at_least(&self, wanted: (u64, u64)) -> bool {
         let mut parts = self
             .version
             .split('.')
             .map(|part| part.parse::<u64>().unwrap_or(0));
         let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
         // Valkey begins where Redis 7.2 was.
-        !self.valkey && version < OLDEST
+        self.valkey || version >= wanted
+    }
+
+    pub(super) fn is_too_old(&self) -> bool {
+        !self.is_at_least(OLDEST)
     }
 
     fn judge(&self, peer: &Peer, cluster: bool) -> Result<(), Error> {

@@ -1,10 +1,10 @@
 //! A user's script, run if a hold stands. `scripts/fenced.lua` looks at the hold; what it replies is read here.
 
-use redis::{ServerErrorKind, Value};
+use redis::Value;
 use std::sync::atomic::Ordering;
 
 use super::refusal::printable;
-use super::{RedisBackend, scripts};
+use super::{Answered, RedisBackend, scripts, slots};
 use crate::backend::Failure;
 use crate::error::ErrorKind;
 use crate::protocol::Ending;
@@ -13,7 +13,8 @@ use crate::script::{Ran, Run, ScriptValue};
 impl RedisBackend {
     /// Sends it once; a second time only when the server did not know the script, which then did not run.
     pub(super) async fn run_fenced(&self, run: &Run) -> Result<Ran, Failure> {
-        let live = self.live().await?;
+        let slot = self.route.slot(|| slots::slot_of(&run.name));
+        let way = self.way(slot).await?;
         let id = self.calls.fetch_add(1, Ordering::Relaxed).to_string();
         let [hash, readers, _, _, marks] = scripts::keys(&run.name);
         let command = |verb: &str, script: &str| {
@@ -30,17 +31,19 @@ impl RedisBackend {
                 .arg(&run.args);
             command
         };
-        let mut connection = live.connection.clone();
-        let evalsha = command("EVALSHA", &run.source().sha1);
-        let mut value = connection.send_packed_command(&evalsha).await;
-        if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
-        {
-            let eval = command("EVAL", &run.source().text);
-            value = connection.send_packed_command(&eval).await;
-        }
-        match value {
+        let answered = self
+            .send(slot, way, |_, form| match form.full {
+                true => command("EVAL", &run.source().text),
+                false => command("EVALSHA", &run.source().sha1),
+            })
+            .await?;
+        match answered {
+            // Of a cluster: nothing was done, and it may be asked again.
+            Err((way, error)) if matches!(error.code(), "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => {
+                Err(self.refused(&way, &format!("the key {hash}"), &error).await)
+            }
             // It is the user's script that failed, as far as one can tell: the link is as good as it was.
-            Ok(Value::ServerError(error)) => Err(Failure::No(
+            Err((_, error)) => Err(Failure::No(
                 ErrorKind::Server(format!(
                     "a script of yours failed: {}{}",
                     printable(error.code()),
@@ -51,17 +54,17 @@ impl RedisBackend {
                 ))
                 .into(),
             )),
-            Ok(value) => match read(&id, value) {
+            Ok(Answered { way, value, .. }) => match read(&id, value) {
                 Some(ran) => Ok(ran),
                 None => {
-                    let error = self
-                        .linker
+                    let error = way
+                        .live
+                        .peer
                         .unreachable(format_args!("gave no answer to what it was asked"));
-                    self.linker.fault(&live, &error);
+                    way.linker.fault(&way.live, &error);
                     Err(Failure::Unknown(error))
                 }
             },
-            Err(error) => Err(self.lost(&live, &error)),
         }
     }
 }

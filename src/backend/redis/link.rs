@@ -14,7 +14,7 @@
 //!
 //! It refuses to know what a call means: that is for `super` and `scripts`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::backend::Sink;
 use crate::backend::redis::check::{Mode, check};
 use crate::backend::redis::dial::Peer;
 use crate::backend::redis::options::{RedisOptions, Target, Where};
 use crate::backend::redis::refusal::{CHANNELS, printable};
 use crate::backend::redis::replicas::{Ask, confirm};
 use crate::backend::redis::{scripts, sentinel};
-use crate::clock::Clock;
+use crate::backend::{Sink, Told};
+use crate::clock::{Clock, Moment};
 use crate::entropy;
 use crate::error::{Error, ErrorKind};
 use crate::looking::ChangeSet;
@@ -45,6 +45,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often Sentinels are asked again while a server that they named does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// An answer of a cluster's node that took longer is in doubt. No failover is quicker: before it stands for election a replica waits that
+/// long, after the others have missed the master for as long as they are set to.
+pub(super) const LATE: Duration = Duration::from_millis(500);
 
 /// Where the link is in its life.
 pub(super) enum State {
@@ -54,8 +57,29 @@ pub(super) enum State {
     Closed,
 }
 
+/// A link, and whose it is: where a command goes.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) linker: Arc<Linker>,
+    pub(super) live: Arc<Live>,
+}
+
+/// What a node of a cluster says of a channel of one of its slots.
+#[derive(Clone, Copy)]
+pub(super) enum Ear<'a> {
+    /// We listen to it.
+    Heard(&'a [u8]),
+    /// We do not any more.
+    Gone(&'a [u8]),
+}
+
+/// Who wants to know, with the number of the link.
+type Ears = Box<dyn Fn(u64, Ear<'_>) + Send + Sync>;
+
 /// A link that is up.
 pub(super) struct Live {
+    /// No other link of this process has it.
+    pub(super) number: u64,
     /// Whom it links to.
     pub(super) peer: Peer,
     /// For commands. Clone it: it is a handle.
@@ -70,18 +94,125 @@ pub(super) struct Live {
     remarks: Vec<String>,
     /// What replicas must know.
     pub(super) asks: mpsc::UnboundedSender<Ask>,
+    /// It has channels of slots, and this client listens to those; otherwise to one for all.
+    pub(super) sharded: bool,
+    /// None where there are no pushes.
+    subscriber: Option<MultiplexedConnection>,
+    /// What its clock said last, and whether it keeps up.
+    pub(super) pace: Arc<Pace>,
     /// It has carried an answer that made sense.
     proved: AtomicBool,
     faults: mpsc::Sender<Error>,
 }
 
 impl Live {
-    /// A call got its answer.
-    pub(super) fn prove(&self) {
+    /// Slots are listened to here, one by one.
+    pub(super) fn has_ears(&self) -> bool {
+        self.sharded && self.subscriber.is_some()
+    }
+
+    /// Asks to listen to a channel of a slot, or not to any more. That it came true is told by an [`Ear`]; here only what was said
+    /// against it, if it came to that. It may have been meant for another such command: see `cluster`.
+    pub(super) async fn hear(&self, channel: &str, wanted: bool) -> Result<(), Option<ServerError>> {
+        let mut command = ::redis::cmd(if wanted { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" });
+        command.arg(channel);
+        let Some(mut subscriber) = self.subscriber.clone() else {
+            return Err(None);
+        };
+        match subscriber.send_packed_command(&command).await {
+            Ok(Value::ServerError(error)) => Err(Some(error)),
+            Ok(_) => Ok(()),
+            // The link's supervisor sees that as well.
+            Err(_) => Err(None),
+        }
+    }
+
+    /// A call that was sent then got its answer, which may tell the time.
+    pub(super) fn prove(&self, sent: Moment, now_us: Option<u64>) {
+        if let Some(now_us) = now_us {
+            let mut beats = self.pace.beats.lock();
+            if beats.told.is_none_or(|told| told.sent <= sent) {
+                beats.told = Some(Told { sent, now_us });
+            }
+        }
         // Looked at first, as every call comes by here and the value changes once.
         if !self.proved.load(Ordering::Relaxed) {
             self.proved.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// Whether a server answers at once. One that was stopped for long enough may have been replaced without knowing, and answers as if
+/// nothing had happened when it goes on; so what comes late is in doubt until others have confirmed that it is still in charge.
+#[derive(Default)]
+pub(super) struct Pace {
+    beats: Mutex<Beats>,
+    /// Others are asked by one at a time, for all who wait meanwhile.
+    pub(super) asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Beats {
+    told: Option<Told>,
+    /// Calls that were not answered yet, and when the last was answered, or the first of these was sent.
+    open: usize,
+    since: Option<Moment>,
+    doubted: bool,
+    /// When others were last asked who then said that it is in charge.
+    vouched: Option<Moment>,
+}
+
+impl Pace {
+    /// A call is sent. Until it is answered or given up.
+    pub(super) fn open(&self, now: Moment) -> OpenCall<'_> {
+        let mut beats = self.beats.lock();
+        if beats.open == 0 {
+            beats.since = Some(now);
+        }
+        beats.open += 1;
+        OpenCall(self)
+    }
+
+    /// It was answered late.
+    pub(super) fn doubt(&self) {
+        self.beats.lock().doubted = true;
+    }
+
+    /// It is in charge, others say who were asked then.
+    pub(super) fn vouch(&self, asked: Moment) {
+        let mut beats = self.beats.lock();
+        beats.doubted = false;
+        beats.vouched = Some(asked);
+    }
+
+    /// Whether somebody has been asked since `then`.
+    pub(super) fn is_vouched(&self, then: Moment) -> bool {
+        self.beats.lock().vouched.is_some_and(|asked| asked >= then)
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.beats.lock().doubted
+    }
+
+    /// Whether what it says unasked is to be ignored: it is in doubt, or has not answered what it was asked.
+    fn is_behind(&self, now: Moment) -> bool {
+        let beats = self.beats.lock();
+        beats.doubted || beats.open > 0 && beats.since.is_some_and(|since| now.since(since) > LATE)
+    }
+}
+
+/// A call that is not answered yet.
+pub(super) struct OpenCall<'a>(&'a Pace);
+
+impl OpenCall<'_> {
+    pub(super) fn answered(self, now: Moment) {
+        self.0.beats.lock().since = Some(now);
+    }
+}
+
+impl Drop for OpenCall<'_> {
+    fn drop(&mut self) {
+        self.0.beats.lock().open -= 1;
     }
 }
 
@@ -92,6 +223,8 @@ pub(super) struct Linker {
     pub(super) clock: Clock,
     pub(super) client: ClientId,
     sink: Sink,
+    /// It is a node of a cluster: links of it are told apart by whoever keeps the ears.
+    ears: Option<Ears>,
     state: Mutex<State>,
     /// The state has changed. Wakes in the order in which was waited.
     changed: Notify,
@@ -117,6 +250,7 @@ impl Linker {
             clock,
             client,
             sink,
+            ears: None,
             state: Mutex::new(State::Down(None)),
             changed: Notify::new(),
             generation: watch::channel(0).0,
@@ -124,6 +258,12 @@ impl Linker {
             remarks: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Of a node of a cluster. What it says of channels goes to `ears`, with the number of the link.
+    pub(super) fn of_cluster(mut self, ears: Ears) -> Self {
+        self.ears = Some(ears);
+        self
     }
 
     pub(super) fn generation(&self) -> watch::Receiver<u64> {
@@ -140,6 +280,19 @@ impl Linker {
 
     pub(super) fn is_closed(&self) -> bool {
         matches!(&*self.state.lock(), State::Closed)
+    }
+
+    /// The link, if there is one.
+    pub(super) fn up(&self) -> Option<Arc<Live>> {
+        match &*self.state.lock() {
+            State::Up(live) => Some(live.clone()),
+            _ => None,
+        }
+    }
+
+    /// Resolves at the next change of its state after this call.
+    pub(super) fn changes(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
     }
 
     /// The link; waits for one if there is none. `None` once it is closed.
@@ -211,12 +364,17 @@ impl Linker {
         }
     }
 
-    /// Once it is closed, and the supervisor has ended or does not within `patience`.
-    pub(super) async fn close(&self, patience: Duration) {
+    /// There will be no link any more. The supervisor ends.
+    pub(super) fn end(&self) {
         self.change(|state| {
             *state = State::Closed;
             true
         });
+    }
+
+    /// Once it is closed, and the supervisor has ended or does not within `patience`.
+    pub(super) async fn close(&self, patience: Duration) {
+        self.end();
         let _ = timeout(patience, self.turn.lock()).await;
     }
 
@@ -428,20 +586,26 @@ impl Linker {
         let (report, faults) = mpsc::channel(1);
 
         let mut connection = self
-            .connect(
-                &peer,
-                &mut drivers,
-                accepted,
-                |linker, push| linker.on_push(push, None),
-                &report,
-            )
+            .connect(&peer, &mut drivers, accepted, Linker::on_change, &report)
             .await?;
         let found = check(&peer, &mut connection, self.client, self.target.cluster).await?;
+        let sharded = self.ears.is_some() && found.shards;
         let mut remarks = found.remarks;
 
         let (asks, asked) = mpsc::unbounded_channel();
+        let pace = Arc::new(Pace::default());
+        let number = next_number();
         let (subscriber, listens) = if self.options.pushes {
-            let (subscriber, listens) = self.subscribe(&peer, &mut drivers, accepted, &report).await?;
+            let (subscriber, listens) = self
+                .subscribe(
+                    &peer,
+                    &mut drivers,
+                    accepted,
+                    &report,
+                    (number, pace.clone()),
+                    sharded,
+                )
+                .await?;
             (Some(subscriber), listens)
         } else {
             (None, false)
@@ -457,15 +621,20 @@ impl Linker {
 
         Ok(Link {
             live: Arc::new(Live {
+                number,
                 peer,
                 connection,
-                // A cluster's node counts its own subscribers only. Where the mode is unknown nothing is assumed. And where we hear
-                // nothing, others may not either, and wait all the same.
-                trust: found.mode == Mode::Standalone && pushes,
+                // Who listens to a slot does so at its master, which counts them. To a message for all a cluster's node counts its own
+                // subscribers only. Where the mode is unknown nothing is assumed. And where we hear nothing, others may not either, and
+                // wait all the same.
+                trust: (found.mode == Mode::Standalone || sharded) && pushes,
                 pushes,
+                sharded,
+                subscriber: subscriber.clone(),
                 by_source: found.by_source,
                 remarks,
                 asks,
+                pace,
                 proved: AtomicBool::new(false),
                 faults: report,
             }),
@@ -484,6 +653,8 @@ impl Linker {
         drivers: &mut JoinSet<()>,
         accepted: &AtomicBool,
         report: &mpsc::Sender<Error>,
+        (number, pace): (u64, Arc<Pace>),
+        sharded: bool,
     ) -> Result<(MultiplexedConnection, bool), Error> {
         let confirmed = Arc::new(AtomicBool::new(false));
         let subscribed = confirmed.clone();
@@ -492,10 +663,14 @@ impl Linker {
                 peer,
                 drivers,
                 accepted,
-                move |linker, push| linker.on_push(push, Some(&subscribed)),
+                move |linker, push| linker.on_push(push, number, &subscribed, &pace),
                 report,
             )
             .await?;
+        if sharded {
+            // To each slot when it is used.
+            return Ok((subscriber, true));
+        }
         let channel = scripts::channel(self.client);
         match subscriber.subscribe(channel.as_str()).await {
             Ok(()) if confirmed.load(Ordering::Acquire) => Ok((subscriber, true)),
@@ -546,12 +721,48 @@ impl Linker {
         }
     }
 
-    fn on_push(&self, push: PushInfo, subscribed: Option<&AtomicBool>) {
-        match (push.kind, subscribed) {
-            (PushKind::Subscribe, Some(subscribed)) => subscribed.store(true, Ordering::Release),
-            (PushKind::Message, Some(_)) => match push.data.get(1) {
+    /// What comes on the connection for commands.
+    fn on_change(&self, push: PushInfo) {
+        match (push.kind, push.data.first()) {
+            (PushKind::Invalidate, Some(Value::Array(keys))) => {
+                for key in keys {
+                    if let Value::BulkString(key) = key
+                        && let Some((name, _)) = scripts::name_of(key)
+                    {
+                        self.each_observer(|set| set.name(name.clone()));
+                    }
+                }
+            }
+            // All of them: the data was flushed.
+            (PushKind::Invalidate, _) => self.anything_changed(),
+            (kind, _) => no_concern(&kind),
+        }
+    }
+
+    fn on_push(&self, push: PushInfo, number: u64, subscribed: &AtomicBool, pace: &Pace) {
+        match push.kind {
+            PushKind::Subscribe => subscribed.store(true, Ordering::Release),
+            PushKind::SSubscribe | PushKind::SUnsubscribe => {
+                if let (Some(ears), Some(Value::BulkString(channel))) = (&self.ears, push.data.first()) {
+                    let ear = match push.kind {
+                        PushKind::SSubscribe => Ear::Heard(channel),
+                        _ => Ear::Gone(channel),
+                    };
+                    ears(number, ear);
+                }
+            }
+            // A push is a hint: what it tells of is found by asking, and that is answered by whoever is in charge.
+            PushKind::Message | PushKind::SMessage
+                if self.ears.is_some() && pace.is_behind(self.clock.now()) =>
+            {
+                tracing::debug!(server = %self.target.place, "a push of a server that is behind");
+            }
+            PushKind::Message | PushKind::SMessage => match push.data.get(1) {
                 Some(Value::BulkString(payload)) => match scripts::decode_push(payload) {
-                    Ok(push) => (self.sink)(push),
+                    Ok(push) => {
+                        let told = pace.beats.lock().told;
+                        (self.sink)(push, told);
+                    }
                     Err(malformed) => {
                         let malformed = printable(&malformed.to_string());
                         tracing::warn!(server = %self.target.place, malformed, "a push that can't be read");
@@ -559,22 +770,19 @@ impl Linker {
                 },
                 _ => tracing::warn!(server = %self.target.place, "a push that can't be read"),
             },
-            (PushKind::Invalidate, _) => match push.data.first() {
-                Some(Value::Array(keys)) => {
-                    for key in keys {
-                        if let Value::BulkString(key) = key
-                            && let Some((name, _)) = scripts::name_of(key)
-                        {
-                            self.each_observer(|set| set.name(name.clone()));
-                        }
-                    }
-                }
-                // All of them: the data was flushed.
-                _ => self.anything_changed(),
-            },
-            (kind, _) => tracing::debug!(server = %self.target.place, %kind, "a push of no concern"),
+            kind => no_concern(&kind),
         }
     }
+}
+
+/// No two links of a process have the same.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn no_concern(kind: &PushKind) {
+    tracing::debug!(%kind, "a push of no concern");
 }
 
 /// Whatever it answers, it is there.

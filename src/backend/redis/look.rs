@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use ::redis::{Cmd, Pipeline, Value};
 
-use crate::backend::redis::link::Live;
+use crate::backend::redis::link::Way;
 use crate::backend::redis::refusal::printable;
-use crate::backend::redis::{RedisBackend, scripts};
+use crate::backend::redis::{RedisBackend, Route, scripts};
 use crate::backend::{Failure, Later, Look};
 use crate::error::ErrorKind;
 use crate::looking::{ChangeSet, Cursor, Page, Pattern};
@@ -52,7 +52,7 @@ impl RedisBackend {
     async fn asked(&self, into: &mut Examination, words: &[&str]) -> Result<Option<Value>, Failure> {
         let mut command = Cmd::new();
         command.arg(words);
-        match self.command(&command, words[0]).await {
+        match self.told(FIRST, words[0], command).await {
             Ok(value) => Ok(Some(value)),
             Err(Failure::No(error)) => {
                 into.refused.push((words.join(" "), error.to_string()));
@@ -62,21 +62,37 @@ impl RedisBackend {
         }
     }
 
+    /// A command on no key, to the server that serves this slot.
+    async fn told(&self, slot: u16, what: &str, command: Cmd) -> Result<Value, Failure> {
+        let way = self.way(slot).await?;
+        let answered = self
+            .deliver(slot, way, || what.to_owned(), |_, _| command.clone())
+            .await?;
+        Ok(answered.value)
+    }
+
     /// Several at once, each on its own: an error of one is in its place.
-    async fn together(
-        &self,
-        live: &Arc<Live>,
-        commands: &Pipeline,
-        count: usize,
-    ) -> Result<Vec<Value>, Failure> {
-        let sent = live
+    async fn in_a_row(&self, way: &Way, commands: &Pipeline, count: usize) -> Result<Vec<Value>, Failure> {
+        let sent = way
+            .live
             .connection
             .clone()
             .send_packed_commands(commands, 0, count)
             .await;
-        sent.map_err(|error| self.lost(live, &error))
+        sent.map_err(|error| self.lost(way, &error))
+    }
+
+    /// A slot of the next server, after the one that serves this slot, in the order of their first slots.
+    fn next_server(&self, after: u16) -> Option<u16> {
+        match &self.route {
+            Route::One(_) => None,
+            Route::Cluster(cluster) => cluster.next_server(after),
+        }
     }
 }
+
+/// A slot of the first server; where there is only one, any.
+const FIRST: u16 = 0;
 
 impl Look for RedisBackend {
     fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>> {
@@ -89,7 +105,8 @@ impl Look for RedisBackend {
                 .arg(PAGE)
                 .arg("TYPE")
                 .arg("hash");
-            let value = self.command(&scan, "SCAN").await?;
+            let slot = u16::try_from(from.node).unwrap_or(FIRST);
+            let value = self.told(slot, "SCAN", scan).await?;
             let page = match value {
                 Value::Array(parts) => <[Value; 2]>::try_from(parts).ok(),
                 _ => None,
@@ -109,30 +126,38 @@ impl Look for RedisBackend {
                 })
                 .map(|(name, _)| name)
                 .collect();
-            let next = next
-                .filter(|at| *at != 0)
-                .map(|at| Cursor { node: from.node, at });
+            let next = match next {
+                Some(0) | None => self.next_server(slot).map(|slot| Cursor {
+                    node: slot.into(),
+                    at: 0,
+                }),
+                Some(at) => Some(Cursor { node: from.node, at }),
+            };
             Ok((names, next))
         })
     }
 
     fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
         Box::pin(async move {
-            self.linker.observe(set);
-            let live = self.live().await?;
             let mut commands = Pipeline::with_capacity(2);
             // Asked for twice it would be refused.
             commands.cmd("CLIENT").arg("TRACKING").arg("OFF");
             commands
                 .cmd("CLIENT")
                 .arg(&["TRACKING", "ON", "BCAST", "PREFIX", scripts::LOCKS]);
-            let values = self.together(&live, &commands, 2).await?;
-            // Whoever else observes may have missed something in between.
-            self.linker.anything_changed();
-            for value in &values {
-                if let Value::ServerError(error) = value {
-                    return Err(self.refused(&live, "CLIENT TRACKING", error).await);
+            let mut server = Some(FIRST);
+            while let Some(slot) = server {
+                let way = self.way(slot).await?;
+                way.linker.observe(set);
+                let values = self.in_a_row(&way, &commands, 2).await?;
+                // Whoever else observes may have missed something in between.
+                way.linker.anything_changed();
+                for value in &values {
+                    if let Value::ServerError(error) = value {
+                        return Err(self.refused(&way, "CLIENT TRACKING", error).await);
+                    }
                 }
+                server = self.next_server(slot);
             }
             Ok(())
         })
@@ -140,8 +165,9 @@ impl Look for RedisBackend {
 
     fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {
         Box::pin(async move {
-            let live = self.live().await?;
-            if !live.trust || clients.is_empty() {
+            let way = self.way(FIRST).await?;
+            // In a cluster they listen where they wait.
+            if self.is_cluster() || !way.live.trust || clients.is_empty() {
                 return Ok(vec![None; clients.len()]);
             }
             let mut command = ::redis::cmd("PUBSUB");
@@ -150,7 +176,7 @@ impl Look for RedisBackend {
                 command.arg(scripts::channel(*client));
             }
             // RESP3: still an array of pairs in a row; or a map, from a server to come.
-            let counts: Vec<Value> = match self.command(&command, "PUBSUB").await {
+            let counts: Vec<Value> = match self.told(FIRST, "PUBSUB", command).await {
                 Ok(Value::Array(values)) => values.into_iter().skip(1).step_by(2).collect(),
                 Ok(Value::Map(pairs)) => pairs.into_iter().map(|(_, count)| count).collect(),
                 Ok(_) | Err(Failure::No(_)) => Vec::new(),
@@ -179,15 +205,15 @@ impl Look for RedisBackend {
                 ..Examination::default()
             };
             for _ in 0..20 {
-                let asked = self.linker.clock.now();
+                let asked = self.clock.now();
                 if self.asked(&mut found, &["PING"]).await?.is_none() {
                     break;
                 }
-                found.round_trips.push(self.linker.clock.now().since(asked));
+                found.round_trips.push(self.clock.now().since(asked));
             }
-            let asked = self.linker.clock.now();
+            let asked = self.clock.now();
             if let Some(Value::Array(parts)) = self.asked(&mut found, &["TIME"]).await? {
-                let took = self.linker.clock.now().since(asked);
+                let took = self.clock.now().since(asked);
                 let number = |at: usize| match parts.get(at) {
                     Some(Value::BulkString(text)) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
                     _ => None,

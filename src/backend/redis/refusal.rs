@@ -107,6 +107,8 @@ pub(super) fn classify(place: &str, what: &str, error: &ServerError) -> Refusal 
         "MOVED" | "ASK" | "CROSSSLOT" => {
             no("this is a node of a cluster: write redis-cluster://… and some of its nodes".into())
         }
+        // A script came upon a key that had just been moved away. The next node finishes what was begun.
+        "ERR" if details.contains("non local key") => later("is moving this key"),
         "NOPROTO" => {
             no("the server does not speak RESP3: use Redis 6.2 or newer, or go past the proxy".into())
         }
@@ -187,6 +189,7 @@ mod tests {
             "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
             "TRYAGAIN Multiple keys request during rehashing of slot",
             "CLUSTERDOWN The cluster is down",
+            "ERR Script attempted to access a non local key in a cluster node",
             "NOREPLICAS Not enough good replicas to write.",
             "ERR max number of clients reached",
         ] {
@@ -204,6 +207,7 @@ mod tests {
             "WRONGPASS invalid username-password pair or user is disabled.",
             "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
             "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
             "ERR unknown command 'EVALSHA'",
             "STRANGE and new",
             "",

@@ -119,9 +119,13 @@ async fn one_round(peer: &Peer, connection: &mut MultiplexedConnection, mut roun
         }
     };
     let (polled, rest) = answers.split_at(round.len().min(answers.len()));
-    let refused = |error: &::redis::ServerError| match classify(&peer.place, "a key for WAIT", error) {
-        Refusal::No(error) => Failure::No(error),
-        other => Failure::Unknown(other.into_error()),
+    let refused = |error: &::redis::ServerError| {
+        let code = error.code();
+        match classify(&peer.place, "a key for WAIT", error) {
+            // Another node of its cluster serves it by now: a new question goes there.
+            Refusal::No(error) if !matches!(code, "MOVED" | "ASK") => Failure::No(error),
+            other => Failure::Unknown(other.into_error()),
+        }
     };
     let written = rest.first();
     let mut good = true;

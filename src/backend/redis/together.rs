@@ -1,11 +1,10 @@
 //! Several names in one script, where one server and one slot has them all.
 
 use std::sync::atomic::Ordering;
-
-use redis::{ServerErrorKind, Value};
+use std::time::Duration;
 
 use super::refusal::printable;
-use super::{RedisBackend, scripts};
+use super::{Answered, RedisBackend, Route, scripts, slots};
 use crate::backend::{Backend as _, Failure, Heard, Together};
 use crate::protocol::{Acquire, Acquired, Answer, Name, Reply};
 
@@ -20,30 +19,34 @@ impl RedisBackend {
         if parts.len() > MOST || places.any(|place| Some(place) != first) {
             return Ok(Together::Apart);
         }
-        let live = self.live().await?;
-        let id = self.calls.fetch_add(1, Ordering::Relaxed);
-        let encoded = scripts::encode_all(parts, id, &self.tuning, live.trust);
-        let mut connection = live.connection.clone();
-        let mut sent = self.linker.clock.now();
-        let mut value = connection.send_packed_command(&encoded.evalsha()).await;
-        if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
-        {
-            sent = self.linker.clock.now();
-            value = connection.send_packed_command(&encoded.eval()).await;
-        }
-        let value = match value {
-            Ok(Value::ServerError(error)) => {
-                let key = encoded.keys.first().map_or("", AsRef::as_ref);
-                return Err(self
-                    .refused(&live, &format!("the key {key}, or one of those with it"), &error)
-                    .await);
-            }
-            Ok(value) => value,
-            Err(error) => return Err(self.lost(&live, &error)),
+        let Some((name, _)) = parts.first() else {
+            return Ok(Together::Apart);
         };
+        let slot = self.route.slot(|| slots::slot_of(name));
+        let way = self.way(slot).await?;
+        if let Route::Cluster(cluster) = &self.route {
+            let longest = parts.iter().map(|(_, op)| op.lease_ms).max().unwrap_or(0);
+            let lease = Duration::from_millis(longest);
+            cluster.listen(slot, &way, lease).await;
+        }
+        let id = self.calls.fetch_add(1, Ordering::Relaxed);
+        let what = || format!("the key {}, or one of those with it", scripts::keys(name)[0]);
+        let answered = self
+            .deliver(slot, way, what, |live, form| {
+                let trust = live.trust && !form.asking;
+                let channels = self.channels(slot, live);
+                let encoded = scripts::encode_all(parts, id, &self.tuning, trust, &channels);
+                if form.full || live.by_source {
+                    encoded.eval()
+                } else {
+                    encoded.evalsha()
+                }
+            })
+            .await?;
+        let Answered { way, sent, value } = answered;
         match scripts::decode_all(parts.len(), id, value) {
             Ok((now_us, grants)) => {
-                live.prove();
+                way.live.prove(sent, Some(now_us));
                 Ok(match grants {
                     None => Together::Busy,
                     Some(grants) => Together::Granted(
@@ -61,11 +64,11 @@ impl RedisBackend {
                 })
             }
             Err(malformed) => {
-                let error = self.linker.unreachable(format_args!(
+                let error = way.live.peer.unreachable(format_args!(
                     "gave no answer to what it was asked ({})",
                     printable(&malformed.to_string())
                 ));
-                self.linker.fault(&live, &error);
+                way.linker.fault(&way.live, &error);
                 Err(Failure::Unknown(error))
             }
         }

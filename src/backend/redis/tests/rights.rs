@@ -100,8 +100,11 @@ async fn without_messages_it_polls_and_says_so_once() {
             remarks.len() == 1 && remarks[0].contains("+subscribe +publish &relatch:1:client:*"),
             "{taken:?}: {remarks:?}"
         );
-        assert!(backend.linker.remember(&remarks).is_empty(), "it is nothing new");
-        assert!(!backend.linker.live().await.unwrap().trust);
+        assert!(
+            backend.linker().remember(&remarks).is_empty(),
+            "it is nothing new"
+        );
+        assert!(!backend.linker().live().await.unwrap().trust);
     }
 }
 
