@@ -1203,7 +1203,7 @@ mod layers;
 mod threads;
 
 on_every_backend! { "conformance.rs":
-    [tcp socket tls least_rights no_messages only_evalsha only_eval proxy replicas sentinel]
+    [tcp socket tls least_rights no_messages only_evalsha only_eval proxy replicas sentinel cluster cluster_secured]
     readers_share
     a_writer_excludes_everybody
     readers_and_one_upgradable_share

@@ -5,7 +5,7 @@
 
 use super::sentinel::{Watched, primary, replica_of};
 use super::tls::Certificates;
-use super::{Proxy, RedisServer};
+use super::{Proxy, RedisCluster, RedisServer};
 use std::any::Any;
 use std::time::Duration;
 
@@ -127,6 +127,34 @@ pub const ALL: &[Deployment] = &[
             Running::new(watched.url()).keeping(watched)
         },
     },
+    Deployment {
+        name: "cluster",
+        what: "a cluster of three masters with a replica each, `redis-cluster://`",
+        start: || {
+            let cluster = RedisCluster::start_with(3, 1, Duration::from_secs(30), &[]);
+            Running::new(cluster.url()).keeping(cluster)
+        },
+    },
+    Deployment {
+        name: "cluster_secured",
+        what: "a cluster over TLS, client certificates, a user with the least rights, `rediss-cluster://`",
+        start: || {
+            let files = Certificates::new("cache.example");
+            let cluster = RedisCluster::start_secured(3, &files);
+            let mut words = vec!["ACL", "SETUSER", "relatch"];
+            words.extend(least_rights());
+            words.extend(least_rights_in_a_cluster());
+            for node in cluster.nodes() {
+                node.cli(&words);
+            }
+            let places = cluster.tls_places();
+            let url = format!(
+                "rediss-cluster://relatch:password@{places}?{}",
+                files.parameters(true)
+            );
+            Running::new(url).keeping(cluster).keeping(files)
+        },
+    },
 ];
 
 /// The rule in the documentation, which is what is promised to be enough.
@@ -134,6 +162,16 @@ pub fn least_rights() -> Vec<&'static str> {
     include_str!("../../docs/deployments.md")
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER relatch "))
+        .expect("the page has a rule")
+        .split(' ')
+        .collect()
+}
+
+/// What the documentation adds to it for a cluster.
+pub fn least_rights_in_a_cluster() -> Vec<&'static str> {
+    include_str!("../../docs/deployments.md")
+        .lines()
+        .find_map(|line| line.strip_prefix("In a cluster also: `")?.split('`').next())
         .expect("the page has a rule")
         .split(' ')
         .collect()

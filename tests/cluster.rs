@@ -1,0 +1,771 @@
+//! A Redis Cluster of real nodes: names over all slots, slots that move under load, masters that die and stop.
+//!
+//! What only reads, or moves a slot of a name of its own, shares one cluster; what kills or moves everything has one of its own. The
+//! judge of who may be inside is no lock: see [`Judge`].
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use relatch::{LostCause, Relatch, RwLock};
+use support::{
+    BOUND, ChildProcess, FakeServer, RedisCluster, RedisServer, Reply, child, eventually, eventually_async,
+};
+
+/// Three masters that nobody kills.
+static SHARED: LazyLock<RedisCluster> = LazyLock::new(|| RedisCluster::start(3));
+
+/// How long a master of these tests is silent before the others take it for dead.
+const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// A failover takes that, a second for the election, and what a loaded machine adds.
+const FAILOVER: Duration = Duration::from_secs(30);
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn client(url: String) -> Relatch {
+    Relatch::builder().url(url).connect().await.expect("a client")
+}
+
+/// Quick to notice, quick to give up; claims and leases short enough to wait for.
+async fn brisk(url: String) -> Relatch {
+    Relatch::builder()
+        .url(url)
+        .lease(ms(3000))
+        .claim(ms(900))
+        .response_timeout(ms(500))
+        .idle_ping(ms(500))
+        .connect()
+        .await
+        .expect("a client")
+}
+
+async fn soon<T>(future: impl IntoFuture<Output = T>) -> T {
+    within(BOUND, future).await
+}
+
+async fn within<T>(bound: Duration, future: impl IntoFuture<Output = T>) -> T {
+    tokio::time::timeout(bound, future.into_future())
+        .await
+        .expect("it came within the bound")
+}
+
+fn key(name: &str) -> String {
+    format!("relatch:1:{{{name}}}")
+}
+
+async fn waiters(relatch: &Relatch, name: &str, n: u64) {
+    eventually_async(BOUND, &format!("{n} wait for {name}"), async || {
+        relatch
+            .inspect(name)
+            .await
+            .is_ok_and(|seen| seen.waiter_count == n)
+    })
+    .await;
+}
+
+async fn free(relatch: &Relatch, name: &str) {
+    eventually_async(BOUND, &format!("{name} is free"), async || {
+        relatch
+            .inspect(name)
+            .await
+            .is_ok_and(|seen| seen.holder_count == 0 && seen.waiter_count == 0)
+    })
+    .await;
+}
+
+/// One field of a node's `CLUSTER INFO`; those that are 0 may be missing.
+fn bus(node: &RedisServer, field: &str) -> u64 {
+    let info = node.cli(&["CLUSTER", "INFO"]);
+    let value = info
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+/// How often a node answered with this error.
+fn errors(cluster: &RedisCluster, code: &str) -> u64 {
+    let count = |node: &RedisServer| {
+        let value = node.info("errorstats", &format!("errorstat_{code}"));
+        value.map_or(0, |value| {
+            value.trim().trim_start_matches("count=").parse().unwrap()
+        })
+    };
+    cluster
+        .nodes()
+        .iter()
+        .filter(|node| node.try_reply(&["PING"]).is_ok())
+        .map(count)
+        .sum()
+}
+
+// -- who serves what ---------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_over_all_slots_are_locked() {
+    let cluster = &*SHARED;
+    // One starts with all nodes, one has to find the others.
+    let (a, b) = (client(cluster.url()).await, client(cluster.url_of(2)).await);
+    let mut slots = BTreeSet::new();
+    for n in 0..150 {
+        let name = match n % 3 {
+            0 => format!("name {n}"),
+            1 => format!("{{group {n}}} member"),
+            _ => format!("}}{{ %{n}"),
+        };
+        let (one, two) = (a.rwlock(&name).unwrap(), b.rwlock(&name).unwrap());
+        let held = soon(one.write()).await.unwrap();
+        assert!(two.try_read().await.unwrap().is_none());
+        let waiting = tokio::spawn(two.write().into_future());
+        waiters(&a, &name, 1).await;
+        let fence = held.fence();
+        held.release().await.unwrap();
+        let next = soon(waiting).await.unwrap().unwrap();
+        assert!(next.fence() > fence);
+        next.release().await.unwrap();
+        let tag = match n % 3 {
+            1 => format!("group {n}"),
+            _ => name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D"),
+        };
+        slots.insert(cluster.slot_of(&key(&tag)) / 1024);
+    }
+    assert_eq!(slots.len(), 16, "from all over: {slots:?}");
+    a.close().await.unwrap();
+    b.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_in_the_way_is_told_from_whichever_node_knows_it() {
+    let cluster = &*SHARED;
+    let (a, b) = (client(cluster.url()).await, client(cluster.url()).await);
+    for master in 0..3 {
+        let name = cluster.name_on(master, "blame");
+        let _held = a.rwlock(&name).unwrap().write().label("import").await.unwrap();
+        let seen = b.inspect(&name).await.unwrap();
+        let holder = &seen.holders[0];
+        assert_eq!(holder.label.as_deref(), Some("import"));
+        assert_eq!(
+            holder.client.as_ref().map(|client| client.pid),
+            Some(std::process::id())
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_cluster_or_no_single_server_is_told_apart() {
+    let cluster = &*SHARED;
+    let single = RedisServer::start();
+    let error = Relatch::connect(&cluster.url_of(0).replace("redis-cluster", "redis"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.is_server() && error.to_string().contains("redis-cluster://"),
+        "{error}"
+    );
+    let error = Relatch::connect(&single.url().replace("redis:", "redis-cluster:"))
+        .await
+        .unwrap_err();
+    assert!(
+        error.is_server() && error.to_string().contains("redis://"),
+        "{error}"
+    );
+    // Seeds that are not there, or are something else, are passed over.
+    let seeds = format!(
+        "redis-cluster://127.0.0.1:1,127.0.0.1:{},127.0.0.1:{}",
+        single.port(),
+        cluster.node(1).port()
+    );
+    let relatch = Relatch::connect(&seeds).await.unwrap();
+    drop(soon(relatch.rwlock("seeds").unwrap().write()).await.unwrap());
+    let error = Relatch::connect("redis-cluster://ann:s3cret@127.0.0.1:1,127.0.0.1:2")
+        .await
+        .unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+    assert!(!error.to_string().contains("s3cret"), "{error}");
+}
+
+// -- pushes ------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_push_costs_no_broadcast_and_is_heard_at_once() {
+    let cluster = &*SHARED;
+    // Polls come every third of a claim: too late for this test.
+    let patient = |url| {
+        Relatch::builder()
+            .url(url)
+            .claim(Duration::from_secs(60))
+            .connect()
+    };
+    let (a, b) = (
+        patient(cluster.url()).await.unwrap(),
+        patient(cluster.url()).await.unwrap(),
+    );
+    let before: Vec<u64> = cluster
+        .masters()
+        .iter()
+        .map(|node| bus(node, "cluster_stats_messages_publish_sent"))
+        .collect();
+    let spublished = cluster.command_count("spublish");
+    for master in 0..3 {
+        let name = cluster.name_on(master, "push");
+        let mut guard = a.rwlock(&name).unwrap().write().await.unwrap();
+        for n in 0..20 {
+            let other = if n % 2 == 0 { &b } else { &a };
+            let waiting = tokio::spawn(other.rwlock(&name).unwrap().write().into_future());
+            waiters(&a, &name, 1).await;
+            guard.release().await.unwrap();
+            guard = soon(waiting).await.unwrap().unwrap();
+        }
+    }
+    let after: Vec<u64> = cluster
+        .masters()
+        .iter()
+        .map(|node| bus(node, "cluster_stats_messages_publish_sent"))
+        .collect();
+    assert_eq!(before, after, "nothing was told to every node");
+    assert!(cluster.command_count("spublish") >= spublished + 60);
+}
+
+#[tokio::test]
+async fn a_revoked_holder_hears_of_it_at_once() {
+    let cluster = &*SHARED;
+    let (a, b) = (client(cluster.url()).await, client(cluster.url()).await);
+    for master in 0..3 {
+        let name = cluster.name_on(master, "revoked");
+        let held = a
+            .rwlock(&name)
+            .unwrap()
+            .write()
+            .lease(Duration::from_secs(600))
+            .await
+            .unwrap();
+        let (lost, revoked) = tokio::join!(soon(held.lost()), soon(b.revoke(&name)));
+        assert_eq!(lost, LostCause::Revoked);
+        assert_eq!(revoked.unwrap(), 1);
+    }
+}
+
+#[test]
+fn child_that_waits_in_line() {
+    if !child::is_child() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let relatch = Relatch::builder()
+            .url(std::env::var("URL").unwrap())
+            .claim(Duration::from_secs(60))
+            .connect()
+            .await
+            .unwrap();
+        let lock = relatch.rwlock(&std::env::var("NAME").unwrap()).unwrap();
+        child::say("waits");
+        let _held = lock.write().await;
+        child::say("held");
+        child::hear();
+    });
+}
+
+#[tokio::test]
+async fn a_client_that_died_in_line_is_passed_over_at_once() {
+    let cluster = &*SHARED;
+    let a = Relatch::builder()
+        .url(cluster.url())
+        .claim(Duration::from_secs(60))
+        .connect()
+        .await
+        .unwrap();
+    let name = cluster.name_on(0, "dead");
+    let held = a.rwlock(&name).unwrap().write().await.unwrap();
+    let mut dead = ChildProcess::spawn(
+        "child_that_waits_in_line",
+        &[("URL", &cluster.url()), ("NAME", &name)],
+    );
+    dead.expect("waits");
+    waiters(&a, &name, 1).await;
+    let next = tokio::spawn(a.rwlock(&name).unwrap().write().into_future());
+    waiters(&a, &name, 2).await;
+    dead.kill();
+    // The nodes notice that its connections have gone.
+    let slot = cluster.slot_of(&key(&name));
+    let listeners = || {
+        let channels = cluster.node(0).reply(&["PUBSUB", "SHARDCHANNELS"]);
+        let channels: Vec<String> = channels.items().iter().map(Reply::text).collect();
+        channels
+            .iter()
+            .filter(|channel| cluster.slot_of(channel) == slot)
+            .count()
+    };
+    eventually(BOUND, "only one client listens", || listeners() == 1).await;
+    held.release().await.unwrap();
+    // Its claim would have been a minute.
+    drop(soon(next).await.unwrap().unwrap());
+}
+
+// -- slots that move ---------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_takes_its_listeners_along() {
+    let cluster = &*SHARED;
+    let patient = |url| {
+        Relatch::builder()
+            .url(url)
+            .claim(Duration::from_secs(60))
+            .connect()
+    };
+    let (a, b) = (
+        patient(cluster.url()).await.unwrap(),
+        patient(cluster.url()).await.unwrap(),
+    );
+    let name = cluster.name_on(0, "listeners");
+    let slot = cluster.slot_of(&key(&name));
+    let mut held = a.rwlock(&name).unwrap().write().await.unwrap();
+    let mut at = 0;
+    for to in [1, 2, 0] {
+        let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
+        waiters(&a, &name, 1).await;
+        cluster.move_slot(slot, at, to);
+        at = to;
+        // By itself: neither of the two sends anything in the meantime.
+        eventually(BOUND, "both listen at the new master", || {
+            let channels = cluster.node(to).reply(&["PUBSUB", "SHARDCHANNELS"]);
+            channels
+                .items()
+                .iter()
+                .filter(|channel| cluster.slot_of(&channel.text()) == slot)
+                .count()
+                == 2
+        })
+        .await;
+        let fence = held.fence();
+        assert!(held.is_held());
+        held.release().await.unwrap();
+        // A poll would come after 20 s.
+        held = soon(waiting).await.unwrap().unwrap();
+        assert!(held.fence() > fence);
+        held.release().await.unwrap();
+        held = soon(a.rwlock(&name).unwrap().write()).await.unwrap();
+    }
+    held.release().await.unwrap();
+    free(&a, &name).await;
+}
+
+#[tokio::test]
+async fn an_ask_is_followed_and_what_is_half_moved_is_waited_for() {
+    let cluster = &*SHARED;
+    // A grant that is heard of while its keys are on their way must last until they have arrived.
+    let slow = Relatch::builder()
+        .url(cluster.url())
+        .claim(Duration::from_secs(6));
+    let (a, b) = (brisk(cluster.url()).await, slow.connect().await.unwrap());
+    let name = cluster.name_on(1, "ask");
+    let slot = cluster.slot_of(&key(&name));
+    let lock = |relatch: &Relatch| relatch.rwlock(&name).unwrap();
+    // All five keys: a reader, a waiting writer, and the mark of one that left.
+    let read = lock(&a).read().lease(Duration::from_secs(60)).await.unwrap();
+    lock(&b).write().timeout(ms(50)).await.unwrap_err();
+    let waiting = tokio::spawn(lock(&b).write().into_future());
+    waiters(&a, &name, 1).await;
+    eventually(BOUND, "it has all its keys", || {
+        let keys = cluster.node(1).keys();
+        keys.iter().filter(|k| k.starts_with(&key(&name))).count() == 5
+    })
+    .await;
+    let asked = cluster.command_count("asking");
+
+    cluster.begin_move(slot, 1, 2);
+    while cluster.move_keys(slot, 1, 2, 10) > 0 {}
+    soon(read.release()).await.unwrap();
+    assert!(
+        cluster.command_count("asking") > asked,
+        "where its keys had gone already"
+    );
+
+    // The writer is in, and its line is empty: so is the key of it, and the new master can't tell whether it is still to come.
+    let error = lock(&a).try_read().await.unwrap_err();
+    assert!(
+        error.is_unreachable() && error.to_string().contains("moving this key"),
+        "{error}"
+    );
+    cluster.end_move(slot, 2);
+    let write = soon(waiting).await.unwrap().unwrap();
+    assert!(write.is_held());
+    assert_eq!(write.depth(), 1, "it was entered once");
+    assert!(lock(&a).try_read().await.unwrap().is_none());
+    write.release().await.unwrap();
+    free(&a, &name).await;
+    cluster.move_slot(slot, 2, 1);
+}
+
+/// Who is inside, as seen by those who are.
+#[derive(Default)]
+struct Judge {
+    writers: AtomicI64,
+    readers: AtomicI64,
+    fence: AtomicU64,
+    entered: AtomicU64,
+}
+
+impl Judge {
+    async fn write(&self, lock: &RwLock) {
+        let guard = lock.write().await.unwrap();
+        assert_eq!(guard.depth(), 1, "its acquisition ran once");
+        assert_eq!(self.writers.fetch_add(1, Ordering::SeqCst), 0, "two writers");
+        assert_eq!(self.readers.load(Ordering::SeqCst), 0, "a writer beside readers");
+        let last = self.fence.swap(guard.fence(), Ordering::SeqCst);
+        assert!(guard.fence() > last, "{} after {last}", guard.fence());
+        tokio::time::sleep(ms(1)).await;
+        assert!(guard.is_held());
+        self.writers.fetch_sub(1, Ordering::SeqCst);
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        // Answered or not: what was not heard is repeated, and changes nothing.
+        let _ = guard.release().await;
+    }
+
+    async fn read(&self, lock: &RwLock) {
+        let guard = lock.read().await.unwrap();
+        assert_eq!(guard.depth(), 1, "its acquisition ran once");
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(self.writers.load(Ordering::SeqCst), 0, "a reader beside a writer");
+        tokio::time::sleep(ms(1)).await;
+        assert!(guard.is_held());
+        self.readers.fetch_sub(1, Ordering::SeqCst);
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        let _ = guard.release().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_under_load_and_nobody_meets_or_is_left_out() {
+    const MOVES: usize = 150;
+    let cluster = Arc::new(RedisCluster::start(3));
+    let clients = [
+        client(cluster.url()).await,
+        client(cluster.url()).await,
+        client(cluster.url()).await,
+    ];
+    let names: Vec<String> = (0..6)
+        .map(|n| cluster.name_on(n % 3, &format!("load {n}")))
+        .collect();
+    let judges: Vec<Judge> = names.iter().map(|_| Judge::default()).collect();
+    let going = AtomicBool::new(true);
+    let worker = async |n: usize| {
+        let client = &clients[n % 3];
+        let mut turn = n;
+        let mut longest = Duration::ZERO;
+        while going.load(Ordering::Relaxed) {
+            let at = turn % names.len();
+            let lock = client.rwlock(&names[at]).unwrap();
+            let begun = Instant::now();
+            if turn.is_multiple_of(3) {
+                within(FAILOVER, judges[at].write(&lock)).await;
+            } else {
+                within(FAILOVER, judges[at].read(&lock)).await;
+            }
+            longest = longest.max(begun.elapsed());
+            turn += 1 + n;
+        }
+        longest
+    };
+    let mover = {
+        let (cluster, names) = (cluster.clone(), names.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut at: Vec<usize> = (0..names.len()).map(|n| n % 3).collect();
+            for n in 0..MOVES {
+                let which = n % names.len();
+                let (from, to) = (at[which], (at[which] + 1 + n % 2) % 3);
+                cluster.move_slot(cluster.slot_of(&key(&names[which])), from, to);
+                at[which] = to;
+            }
+        })
+    };
+    let mover = async {
+        let moved = mover.await;
+        going.store(false, Ordering::Relaxed);
+        moved.unwrap();
+    };
+    let begun = Instant::now();
+    let workers = futures_util::future::join_all((0..12).map(worker));
+    let (longest, ()) = tokio::join!(workers, mover);
+    let entered: u64 = judges
+        .iter()
+        .map(|judge| judge.entered.load(Ordering::SeqCst))
+        .sum();
+    eprintln!(
+        "{MOVES} moves in {:?}; {entered} holds; the longest turn took {:?}; MOVED {}, ASK {}, TRYAGAIN {}",
+        begun.elapsed(),
+        longest.iter().max().unwrap(),
+        errors(&cluster, "MOVED"),
+        errors(&cluster, "ASK"),
+        errors(&cluster, "TRYAGAIN"),
+    );
+    assert!(errors(&cluster, "MOVED") > 0 && errors(&cluster, "TRYAGAIN") > 0);
+    assert!(entered > 200, "{entered}");
+    for name in &names {
+        free(&clients[0], name).await;
+    }
+}
+
+// -- masters that die and stop -----------------------------------------------------------------------------------
+
+/// Waits until a replica has all that its master has.
+async fn replicated(cluster: &RedisCluster, master: usize, replica: usize) {
+    eventually(BOUND, "the replica has everything", || {
+        let offset = |node: usize, field: &str| cluster.node(node).info("replication", field);
+        offset(master, "master_repl_offset") == offset(replica, "slave_repl_offset")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masters_that_are_killed_or_stopped_are_replaced() {
+    let cluster = RedisCluster::start_with(3, 1, NODE_TIMEOUT, &[]);
+    a_killed_masters_holds_and_lines_go_on(&cluster).await;
+    cluster.settled();
+    what_the_replica_never_had_is_told_lost(&cluster).await;
+    cluster.settled();
+    what_a_stopped_master_says_when_it_goes_on_is_not_believed(&cluster).await;
+}
+
+/// Quick to notice, with leases that outlast a failover.
+async fn steady(cluster: &RedisCluster) -> Relatch {
+    Relatch::builder()
+        .url(cluster.url())
+        .response_timeout(ms(500))
+        .idle_ping(ms(500))
+        .claim(ms(1500))
+        .connect()
+        .await
+        .expect("a client")
+}
+
+/// Of master 0.
+async fn a_killed_masters_holds_and_lines_go_on(cluster: &RedisCluster) {
+    let (a, b) = (steady(cluster).await, steady(cluster).await);
+    let (name, elsewhere) = (cluster.name_on(0, "killed"), cluster.name_on(1, "killed"));
+    let held = a.rwlock(&name).unwrap().write().await.unwrap();
+    let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
+    waiters(&a, &name, 1).await;
+    replicated(cluster, 0, 3).await;
+
+    let killed = Instant::now();
+    cluster.node(0).kill();
+    // The others' names are served as ever.
+    let other = soon(b.rwlock(&elsewhere).unwrap().write()).await.unwrap();
+    assert!(
+        killed.elapsed() < NODE_TIMEOUT,
+        "it did not wait for the failover"
+    );
+    soon(other.release()).await.unwrap();
+    // A new name of the dead master's, as soon as there is another one.
+    let next = cluster.name_on(0, "after");
+    let fresh = within(FAILOVER, a.rwlock(&next).unwrap().write()).await.unwrap();
+    eprintln!(
+        "a master was killed: its names were served again after {:?} (node timeout {NODE_TIMEOUT:?})",
+        killed.elapsed()
+    );
+    fresh.release().await.unwrap();
+
+    assert!(held.is_held(), "the replica knew of it");
+    let fence = held.fence();
+    assert!(b.rwlock(&name).unwrap().try_read().await.unwrap().is_none());
+    assert!(!waiting.is_finished());
+    soon(held.release()).await.unwrap();
+    let next = soon(waiting).await.unwrap().unwrap();
+    assert!(next.fence() > fence);
+    soon(next.release()).await.unwrap();
+    // Whoever begins now, with the dead node among the seeds.
+    let c = client(cluster.url()).await;
+    drop(soon(c.rwlock(&name).unwrap().read()).await.unwrap());
+}
+
+/// Of master 1.
+async fn what_the_replica_never_had_is_told_lost(cluster: &RedisCluster) {
+    let (a, b) = (steady(cluster).await, steady(cluster).await);
+    let name = cluster.name_on(1, "forgotten");
+    // The fence of an earlier hold is there; the hold is not.
+    let first = a.rwlock(&name).unwrap().write().await.unwrap();
+    let first_fence = first.fence();
+    first.release().await.unwrap();
+    replicated(cluster, 1, 4).await;
+    cluster.node(4).stop();
+    // What it is sent while it stands still would wait for it.
+    cluster.node(1).cli(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let held = a.rwlock(&name).unwrap().write().await.unwrap();
+    let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
+    waiters(&a, &name, 1).await;
+    cluster.node(1).kill();
+    cluster.node(4).cont();
+
+    assert_eq!(within(FAILOVER, held.lost()).await, LostCause::Forgotten);
+    let next = within(FAILOVER, waiting).await.unwrap().unwrap();
+    assert!(next.fence() > held.fence() && held.fence() > first_fence);
+    soon(next.release()).await.unwrap();
+}
+
+/// Of master 2.
+async fn what_a_stopped_master_says_when_it_goes_on_is_not_believed(cluster: &RedisCluster) {
+    // It would wait for the stopped master for longer than that stands still.
+    let patient = Relatch::builder()
+        .url(cluster.url())
+        .response_timeout(Duration::from_secs(30))
+        .connect()
+        .await
+        .unwrap();
+    let b = steady(cluster).await;
+    let name = cluster.name_on(2, "stopped");
+    // So that it listens, and has nothing else to ask.
+    drop(soon(patient.rwlock(&name).unwrap().write()).await.unwrap());
+    free(&b, &name).await;
+    let scripts = |node: usize| cluster.node(node).command_count("evalsha");
+    let before = scripts(2);
+
+    let stopped = Instant::now();
+    cluster.node(2).stop();
+    let late = tokio::spawn(patient.rwlock(&name).unwrap().write().into_future());
+    let held = within(FAILOVER, b.rwlock(&name).unwrap().write()).await.unwrap();
+    eprintln!(
+        "a master was stopped: its names were served again after {:?} (node timeout {NODE_TIMEOUT:?})",
+        stopped.elapsed()
+    );
+    assert!(!late.is_finished(), "nobody has answered it");
+    cluster.node(2).cont();
+    eventually(BOUND, "it executes what it was sent before", || {
+        scripts(2) > before
+    })
+    .await;
+    // Its answer was not believed: it asks the new master, and waits there.
+    waiters(&b, &name, 1).await;
+    assert!(held.is_held() && !late.is_finished());
+    let fence = held.fence();
+    soon(held.release()).await.unwrap();
+    let late = soon(late).await.unwrap().unwrap();
+    assert!(late.is_held() && late.fence() > fence);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_nobody_serves_is_told_and_waited_for() {
+    let cluster = RedisCluster::start(3);
+    let a = client(cluster.url()).await;
+    let name = cluster.name_on(0, "down");
+    let slot = cluster.slot_of(&key(&name)).to_string();
+    let lock = a.rwlock(&name).unwrap();
+    drop(lock.write().await.unwrap());
+    cluster.node(0).cli(&["CLUSTER", "DELSLOTS", &slot]);
+    let down = || cluster.node(0).reply(&["GET", &key(&name)]).text();
+    eventually(BOUND, "it is down", || down().starts_with("CLUSTERDOWN")).await;
+
+    let begun = Instant::now();
+    let error = soon(lock.write().timeout(ms(600))).await.unwrap_err();
+    assert!(begun.elapsed() < ms(2000), "{:?}", begun.elapsed());
+    assert!(error.to_string().contains("CLUSTERDOWN"), "{error}");
+    let waiting = tokio::spawn(lock.write().into_future());
+    cluster.node(0).cli(&["CLUSTER", "ADDSLOTS", &slot]);
+    drop(soon(waiting).await.unwrap().unwrap());
+    // Who begins while nobody serves it.
+    cluster.node(0).cli(&["CLUSTER", "DELSLOTS", &slot]);
+    eventually(BOUND, "it is down", || down().starts_with("CLUSTERDOWN")).await;
+    let b = client(cluster.url()).await;
+    let error = soon(b.rwlock(&name).unwrap().write().timeout(ms(600)))
+        .await
+        .unwrap_err();
+    assert!(
+        error.is_unreachable() || error.to_string().contains("slot"),
+        "{error}"
+    );
+    let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
+    cluster.node(0).cli(&["CLUSTER", "ADDSLOTS", &slot]);
+    drop(soon(waiting).await.unwrap().unwrap());
+}
+
+// -- nodes that do not agree -------------------------------------------------------------------------------------
+
+/// A node that knows of one master for everything, and answers every command on a key like this.
+fn fake_node(master: &Arc<AtomicU64>, says: impl Fn() -> String + Send + 'static) -> FakeServer {
+    let master = master.clone();
+    FakeServer::replying(move |words| {
+        let bulk = |text: &str| format!("${}\r\n{text}\r\n", text.len());
+        let subcommand = words.get(1).map(|word| word.to_uppercase());
+        let reply = match (words[0].to_uppercase().as_str(), subcommand.as_deref()) {
+            ("HELLO", _) => format!("%1\r\n{}:3\r\n", bulk("proto")),
+            ("INFO", _) => bulk("redis_version:7.0.15\r\nredis_mode:cluster\r\nrole:master\r\n"),
+            ("PING", _) => "+PONG\r\n".to_owned(),
+            ("SCRIPT", _) => bulk("0"),
+            ("CLUSTER", Some("SLOTS")) => {
+                let port = master.load(Ordering::Relaxed);
+                let node = format!("*3\r\n{}:{port}\r\n{}", bulk("127.0.0.1"), bulk("a"));
+                format!("*1\r\n*3\r\n:0\r\n:16383\r\n{node}")
+            }
+            ("CLUSTER", _) => bulk("a 127.0.0.1:1@2 master - 0 0 1 connected 0-16383\n"),
+            ("SSUBSCRIBE", _) => format!(">3\r\n{}{}:1\r\n", bulk("ssubscribe"), bulk(&words[1])),
+            ("EVALSHA" | "EVAL", _) if words.get(3).is_some_and(|key| key.contains(":probe:")) => {
+                "*0\r\n".to_owned()
+            }
+            ("EVALSHA" | "EVAL" | "SET" | "GET" | "DEL", _) => says(),
+            _ => "+OK\r\n".to_owned(),
+        };
+        reply.into_bytes()
+    })
+}
+
+#[tokio::test]
+async fn nodes_that_send_us_to_each_other_are_not_asked_without_end() {
+    let slot = SHARED.slot_of(&key("pingpong"));
+    let (one, other) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let to = |there: &Arc<AtomicU64>| {
+        let there = there.clone();
+        move || format!("-MOVED {slot} 127.0.0.1:{}\r\n", there.load(Ordering::Relaxed))
+    };
+    let a = fake_node(&one, to(&other));
+    let b = fake_node(&one, to(&one));
+    one.store(u64::from(a.port()), Ordering::Relaxed);
+    other.store(u64::from(b.port()), Ordering::Relaxed);
+    let url = a.url().replace("redis:", "redis-cluster:");
+    let relatch = soon(Relatch::connect(&url)).await.unwrap();
+    let begun = Instant::now();
+    let error = soon(relatch.rwlock("pingpong").unwrap().write().timeout(ms(800)))
+        .await
+        .unwrap_err();
+    assert!(begun.elapsed() < ms(3000), "{:?}", begun.elapsed());
+    assert!(error.to_string().contains("another node"), "{error}");
+    let scripts = |node: &FakeServer| {
+        let asked = |words: &&Vec<String>| words[0] == "EVALSHA" && words[3] == key("pingpong");
+        node.requests().iter().filter(asked).count()
+    };
+    let asked = scripts(&a) + scripts(&b);
+    assert!(scripts(&b) > 0 && asked < 400, "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_least_rights_and_over_tls_nothing_is_remarked_and_pushes_come() {
+    let secured = support::deployment::ALL
+        .iter()
+        .find(|known| known.name == "cluster_secured")
+        .unwrap();
+    let running = (secured.start)();
+    let patient = || {
+        Relatch::builder()
+            .url(&running.url)
+            .claim(Duration::from_secs(60))
+            .connect()
+    };
+    let (a, b) = (patient().await.unwrap(), patient().await.unwrap());
+    let begun = Instant::now();
+    for n in 0..12 {
+        let name = format!("secured {n}");
+        let held = soon(a.rwlock(&name).unwrap().write()).await.unwrap();
+        let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
+        waiters(&a, &name, 1).await;
+        soon(held.release()).await.unwrap();
+        drop(soon(waiting).await.unwrap().unwrap());
+    }
+    eprintln!("{:?}", begun.elapsed());
+    assert_eq!(a.remarks(), Vec::<String>::new());
+}
