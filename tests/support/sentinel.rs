@@ -151,10 +151,9 @@ impl Watched {
 
     /// Says it to every Sentinel; whether each did it.
     pub fn tell_sentinels(&self, words: &[&str]) -> bool {
-        let replies = self.sentinels.iter().map(|sentinel| sentinel.ask(words));
-        replies.fold(true, |all, reply| {
-            all && reply.is_some_and(|reply| !reply.is_error())
-        })
+        let told = |sentinel: &Sentinel| sentinel.ask(words).is_some_and(|reply| !reply.is_error());
+        let told: Vec<bool> = self.sentinels.iter().map(told).collect();
+        told.into_iter().all(|done| done)
     }
 
     /// Has another server take over, by command. Returns when the Sentinels have begun to.

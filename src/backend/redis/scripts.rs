@@ -73,7 +73,7 @@ pub(super) static AHEAD: [&Script; 8] = [
 ];
 
 #[cfg(test)]
-static ALL: [&Script; 9] = [
+pub(super) static ALL: [&Script; 9] = [
     &ACQUIRE,
     &RELEASE,
     &DOWNGRADE,
