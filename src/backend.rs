@@ -156,6 +156,9 @@ pub(crate) trait Look: Send + Sync {
     /// not match, and a name twice.
     fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>>;
 
+    /// One page of the names that somebody waits for, and perhaps of others, and where the next begins.
+    fn lines(&self, from: Cursor) -> Later<'_, Result<Page, Failure>>;
+
     /// From now on every name that changes comes into the set, until this link ends or the set is dropped.
     fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>>;
 

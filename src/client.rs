@@ -11,8 +11,9 @@ use crate::backend::{Failure, Sink, Told};
 use crate::clock::Clock;
 use crate::config::{Backoff, Config, Tls};
 use crate::core::{Core, Handle, Home};
+use crate::deadlock::{self, Circle};
 use crate::error::{Error, ErrorKind, Holder};
-use crate::lock::{RwLock, holders};
+use crate::lock::{RwLock, holders, waiters};
 use crate::looking::{Changes, Names};
 use crate::multi::{Multi, Parts, TryMulti};
 use crate::mutex::Mutex;
@@ -195,11 +196,10 @@ impl Relatch {
             return Err(unexpected());
         };
         let core: &Core = &self.client;
-        let now_ms = core.server_now_ms();
         let ids: Vec<_> = snapshot.waiting.iter().map(|row| row.request.client).collect();
         let holding: Vec<_> = snapshot.holding.iter().map(|row| row.request.client).collect();
-        let (clients, connected, mut holders, holders_connected) = tokio::join!(
-            core.who(&ids),
+        let (mut waiters, connected, mut holders, holders_connected) = tokio::join!(
+            waiters(core, &snapshot.waiting),
             core.listening(&ids),
             holders(core, &snapshot),
             core.listening(&holding),
@@ -207,20 +207,9 @@ impl Relatch {
         for (holder, connected) in holders.iter_mut().zip(holders_connected) {
             holder.connected = connected;
         }
-        let waiters = snapshot
-            .waiting
-            .iter()
-            .enumerate()
-            .map(|(at, row)| Waiting {
-                owner: Owner::from_id(row.owner),
-                request: row.request.to_string(),
-                mode: row.mode,
-                waited: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
-                label: (!row.label.is_empty()).then(|| row.label.clone()),
-                client: clients.get(at).cloned().flatten(),
-                connected: connected.get(at).copied().flatten(),
-            })
-            .collect();
+        for (waiter, connected) in waiters.iter_mut().zip(connected) {
+            waiter.connected = connected;
+        }
         Ok(Inspection {
             name: name.as_str().into(),
             fence: (snapshot.fence > 0).then_some(snapshot.fence),
@@ -268,6 +257,35 @@ impl Relatch {
         Changes::new(self.client.clone())
     }
 
+    /// Owners that wait for each other in a circle, over all names and clients. Each circle was there when it was looked at; it may have
+    /// dissolved since, as a wait in it ran out.
+    ///
+    /// Goes through all keys of the server by a cursor, and looks at every name that somebody waits for (at 1,000 holds and requests of each): an
+    /// operator's question, not one for a hot path.
+    ///
+    /// An owner is taken for one course of work, which keeps what it holds while it waits. Circles that include an owner which is used by several at
+    /// once, as in a `join!`, may yet dissolve by themselves. [`Builder::refuse_deadlocks`] breaks circles as they are closed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Names::next_page`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// let relatch = relatch::Relatch::embedded();
+    /// for circle in relatch.deadlocks().await? {
+    ///     println!("deadlock: {circle}");
+    /// }
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub async fn deadlocks(&self) -> Result<Vec<Circle>, Error> {
+        deadlock::deadlocks(&self.client).await
+    }
+
     /// What the server says of itself. For `relatch doctor`.
     #[cfg(feature = "redis")]
     #[doc(hidden)]
@@ -312,7 +330,7 @@ impl Relatch {
         let name = Name::new(name)?;
         let core: &Core = &self.client;
         // The server's time now: who enters later is left alone, however often the call is sent.
-        let now_us = ask(&self.client, &name, Operation::Inspect(0)).await?.now_us;
+        let now_us = ask(core, &name, Operation::Inspect(0)).await?.now_us;
         let mut granted_by_ms = now_us.ok_or_else(unexpected)? / 1000;
         let mut taken = None;
         let mut rest = Duration::from_millis(1);
@@ -321,7 +339,7 @@ impl Relatch {
                 owner: owner.map(Owner::id),
                 granted_by_ms,
             });
-            let Reply::Revoke(Revoking { requests, .. }) = ask(&self.client, &name, call).await?.reply else {
+            let Reply::Revoke(Revoking { requests, .. }) = ask(core, &name, call).await?.reply else {
                 return Err(unexpected());
             };
             let taken = *taken.get_or_insert(requests);
@@ -442,8 +460,22 @@ pub struct Waiting {
     pub label: Option<String>,
     /// The process that asked; `None` when it is no longer known.
     pub client: Option<ClientInfo>,
-    /// Whether that process is connected to the server at the moment; `None` where that can't be known.
+    /// Whether that process is connected to the server at the moment. `None` where that can't be known, or was not asked: only
+    /// [`Relatch::inspect`] does.
     pub connected: Option<bool>,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by owner {} for {:?}", self.mode, self.owner, self.waited)?;
+        if let Some(client) = &self.client {
+            write!(f, ", {client}")?;
+        }
+        if let Some(label) = &self.label {
+            write!(f, ", {label:?}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes a [`Relatch`]. From [`Relatch::builder`], or from a [`Config`] read with serde.
@@ -534,6 +566,38 @@ impl Builder {
     pub fn replicas(mut self, number: u32, within: Duration) -> Self {
         self.config.replicas = number;
         self.config.replicas_within = within;
+        self
+    }
+
+    /// Whether an acquisition that would close a circle of owners that wait for each other fails instead. See
+    /// [`Config::refuse_deadlocks`].
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// use relatch::{Owner, Relatch};
+    ///
+    /// let relatch = Relatch::builder().refuse_deadlocks(true).embedded()?;
+    /// let (from, to) = (relatch.rwlock("account 1")?, relatch.rwlock("account 2")?);
+    /// let transfer = |one: relatch::RwLock, other: relatch::RwLock, both_have_one: std::sync::Arc<tokio::sync::Barrier>| {
+    ///     Owner::new().scope(async move {
+    ///         let _first = one.write().await?;
+    ///         both_have_one.wait().await;
+    ///         other.write().await.map(drop)
+    ///     })
+    /// };
+    /// let both_have_one = std::sync::Arc::new(tokio::sync::Barrier::new(2));
+    /// let (there, back) = tokio::join!(
+    ///     transfer(from.clone(), to.clone(), both_have_one.clone()),
+    ///     transfer(to, from, both_have_one),
+    /// );
+    /// // One of the two gave up, and let the other through: now it may try again.
+    /// let refused = there.and(back).unwrap_err();
+    /// assert!(refused.is_deadlock());
+    /// assert_eq!(refused.circle().unwrap().waits.len(), 2);
+    /// # Ok::<(), relatch::Error>(()) }).unwrap();
+    /// ```
+    pub fn refuse_deadlocks(mut self, refuse: bool) -> Self {
+        self.config.refuse_deadlocks = refuse;
         self
     }
 

@@ -73,6 +73,13 @@ pub struct Config {
     /// How long the fence of an idle name stays on the server, at least. 1 h.
     #[serde(with = "humantime_serde")]
     pub fence_retention: Duration,
+    /// Whether an acquisition that would close a circle of owners that wait for each other, over several names, fails with
+    /// [`Error::is_deadlock`] and leaves the line. `false`.
+    ///
+    /// An acquisition of such a client that has waited for 50 ms looks at every name that somebody waits for, and again, ever more rarely, up to every 5 s:
+    /// each time a walk through the server's keys. Of the requests in a circle the youngest gives up, within some 200 ms. Where that one's client was not told to
+    /// look, the next youngest does, 400 ms later.
+    pub refuse_deadlocks: bool,
 }
 
 impl Default for Config {
@@ -90,6 +97,7 @@ impl Default for Config {
             replicas: 0,
             replicas_within: Duration::from_secs(1),
             fence_retention: Duration::from_secs(3600),
+            refuse_deadlocks: false,
         }
     }
 }
@@ -127,6 +135,7 @@ impl fmt::Debug for Config {
             .field("replicas", &self.replicas)
             .field("replicas_within", &self.replicas_within)
             .field("fence_retention", &self.fence_retention)
+            .field("refuse_deadlocks", &self.refuse_deadlocks)
             .finish()
     }
 }

@@ -19,6 +19,7 @@ use crate::backend::{Backend, Heard, Told};
 use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, LostCause};
+use crate::observe;
 use crate::protocol::{ClientId, ClientInfo, EPOCH_US, Name, Push, RequestId, millis};
 use crate::reaper::Reaper;
 use crate::waiters::Waiters;
@@ -118,6 +119,7 @@ impl Core {
 
     /// Starts the client's task.
     pub(crate) fn start(self: Arc<Self>, home: Home) -> Result<Arc<Handle>, Error> {
+        observe::describe();
         match home {
             Home::Runtime(runtime) => {
                 runtime.spawn(Task::new(self.clone()).run());
@@ -433,6 +435,7 @@ async fn follow(core: &Core) {
         // It may be another server, whose clock is another.
         *core.server_time.lock() = None;
         let now = *generation.borrow_and_update();
+        observe::linked(now);
         let concerned = |name: &Name| core.backend.relinked(name, since);
         core.waiters.recheck(core, concerned);
         core.watchdog.recheck(core, concerned);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::client::Waiting;
+use crate::deadlock::Circle;
 use crate::owner::Owner;
 use crate::protocol::{ClientInfo, Ending, Mode};
 
@@ -45,6 +47,14 @@ pub(crate) enum ErrorKind {
         "this owner holds {name:?} already, or waits for it, and asks for {mode}: this lock does not re-enter; release what is held first, or leave `non_reentrant()` out"
     )]
     SelfLock { name: String, mode: Mode },
+    #[error(
+        "no {mode} hold on {name:?}: waiting for it would close a circle, in which {circle}; release what the owner holds, and try again; or take names in one order"
+    )]
+    Deadlock {
+        name: String,
+        mode: Mode,
+        circle: Circle,
+    },
     #[error("the hold on {name:?} is lost: {cause}")]
     Lost { name: String, cause: LostCause },
     #[error(
@@ -88,6 +98,12 @@ impl Error {
         )
     }
 
+    /// The acquisition would have closed a circle of owners that wait for each other, and its client was told to
+    /// [refuse](crate::Config::refuse_deadlocks) that. [`circle`](Self::circle) names them. Release what its owner holds before you try again.
+    pub fn is_deadlock(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Deadlock { .. })
+    }
+
     /// The hold had ended before it was asked to do this. [`lost_cause`](Self::lost_cause) says how.
     pub fn is_lost(&self) -> bool {
         matches!(self.kind(), ErrorKind::Lost { .. })
@@ -128,6 +144,14 @@ impl Error {
     pub fn blame(&self) -> Option<&Blame> {
         match self.kind() {
             ErrorKind::Timeout { blame, .. } => Some(blame),
+            _ => None,
+        }
+    }
+
+    /// The circle that would have been closed.
+    pub fn circle(&self) -> Option<&Circle> {
+        match self.kind() {
+            ErrorKind::Deadlock { circle, .. } => Some(circle),
             _ => None,
         }
     }
@@ -243,6 +267,8 @@ pub struct Blame {
     pub holder_count: u64,
     /// How many requests were ahead in line.
     pub ahead: u64,
+    /// Some of those: at most four, the first in line first.
+    pub ahead_in_line: Vec<Waiting>,
 }
 
 /// One granted request, as others see it.
@@ -299,6 +325,14 @@ impl fmt::Display for Blame {
         }
         if self.ahead > 0 {
             write!(f, "; {} ahead in line", self.ahead)?;
+            let mut before = ": ";
+            for waiting in &self.ahead_in_line {
+                write!(f, "{before}{waiting}")?;
+                before = "; ";
+            }
+            if !self.ahead_in_line.is_empty() && self.ahead > self.ahead_in_line.len() as u64 {
+                write!(f, "; and {} more", self.ahead - self.ahead_in_line.len() as u64)?;
+            }
         }
         if self.holders.is_empty() && self.ahead == 0 {
             f.write_str("; who was in the way could not be learnt")?;

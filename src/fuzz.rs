@@ -216,7 +216,10 @@ fn try_configurations(u: &mut Unstructured<'_>) -> Result<()> {
             Err(_) => return Ok(()),
         }
     } else {
-        let mut config = Config::default();
+        let mut config = Config {
+            refuse_deadlocks: u.arbitrary()?,
+            ..Config::default()
+        };
         if u.arbitrary()? {
             config.url = Some(text(u, &["redis://", "embedded", "s3cret", "@", "\"", "\\"])?);
         }

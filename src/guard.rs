@@ -7,10 +7,13 @@ use std::future::{Future, IntoFuture};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument as _;
+
 use crate::backend::Failure;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::lock::{Spec, acquire};
+use crate::observe;
 use crate::owner::Owner;
 use crate::protocol::{Call, Downgrade, Downgraded, Ending, Mode, Operation, Release, Released, Reply};
 #[cfg(feature = "redis")]
@@ -60,8 +63,6 @@ impl Hold {
         self.held.end(self.core().clock.now())
     }
 
-    /// What a simulation's referee looks at.
-    #[cfg(feature = "cli")]
     pub(crate) fn held(&self) -> &Arc<Held> {
         &self.held
     }
@@ -163,7 +164,14 @@ impl Hold {
         }
     }
 
-    pub(crate) async fn release(mut self) -> Result<(), Error> {
+    pub(crate) async fn release(self) -> Result<(), Error> {
+        let span = observe::release(&self.held, false);
+        let outcome = self.give_back().instrument(span.clone()).await;
+        observe::released(&span, outcome.as_ref().copied());
+        outcome
+    }
+
+    async fn give_back(mut self) -> Result<(), Error> {
         self.check()?;
         self.held.doubt(true);
         self.undone().await;
@@ -188,7 +196,7 @@ impl Hold {
             .await;
         // What is not known to be back, the drop gives back.
         if released.is_ok() {
-            self.held.give_back();
+            self.held.give_back(&self.core().clock);
             self.core().watchdog.forget(self.held.member.request);
             self.spent = true;
         }
@@ -215,6 +223,7 @@ impl Hold {
             })
             .await?;
         self.held.set_depth(grant.depth);
+        self.held.turn(to, &self.core().clock);
         Ok(self)
     }
 
@@ -267,7 +276,7 @@ impl Hold {
         match outcome {
             Ok(Some(hold)) => {
                 self.spent = true;
-                self.held.give_back();
+                self.held.give_back(&core.clock);
                 core.watchdog.forget(request);
                 Ok(hold)
             }
@@ -292,7 +301,7 @@ impl Drop for Hold {
         if !self.spent {
             let core: &Core = &self.client;
             self.held.doubt(true);
-            self.held.give_back();
+            self.held.give_back(&core.clock);
             // Handed over before it is forgotten: a client that ends meanwhile finds it in the one place or in the other.
             core.reaper.release(core, &self.held);
             core.watchdog.forget(self.held.member.request);

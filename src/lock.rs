@@ -7,18 +7,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
-use crate::backend::{Failure, Together};
+use crate::backend::{Failure, Heard, Together};
+use crate::client::Waiting;
 use crate::clock::Moment;
 use crate::config::{Backoff, check_lease, check_replicas};
 use crate::core::{Core, Handle};
+use crate::deadlock;
 use crate::error::{Blame, Error, ErrorKind, Holder, LostCause};
 use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
+use crate::observe::{Acquiring as Watched, Flow, InLine};
 use crate::owner::Owner;
 use crate::protocol::{
     Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId,
-    Polled, Replicas, Reply, RequestId, Snapshot, Withdrawn, millis,
+    Polled, Replicas, Reply, RequestId, Snapshot, WaitRow, Withdrawn, millis,
 };
 use crate::state::BLAME_ROWS;
 use crate::waiters::{Outcome, Wanted};
@@ -131,6 +136,8 @@ impl RwLock {
 ///
 /// - [`is_timeout`](Error::is_timeout): not within the [`timeout`](Self::timeout); [`Error::blame`] says who was in the way.
 /// - [`is_refused`](Error::is_refused): it would have waited for its own owner.
+/// - [`is_deadlock`](Error::is_deadlock): it would have closed a circle of owners that wait for each other, and the client was told to
+///   [refuse](crate::Config::refuse_deadlocks) that.
 /// - [`is_unreachable`](Error::is_unreachable): the server did not answer within the timeout, or within
 ///   [`Config::patience`](crate::Config::patience) where there is none.
 /// - [`is_unreplicated`](Error::is_unreplicated): too few [`replicas`](Self::replicas) acknowledged it;
@@ -418,6 +425,8 @@ impl Spec {
         Wanted {
             name: self.name.clone(),
             member,
+            mode: self.mode,
+            flow: Flow::current(),
             keep,
             label: self.label.clone(),
             upgrade_of: self.upgrade_of,
@@ -537,14 +546,42 @@ pub(crate) async fn acquire(
     spec.check()?;
     let core: &Core = client;
     let begun = core.clock.now();
+    let watched = Watched::new(&core.clock, spec.name.as_str(), spec.mode, begun, &spec.label);
+    let span = watched.span.clone();
+    match obtain(core, spec, &mut owner, begun, &watched)
+        .instrument(span)
+        .await
+    {
+        Ok(Some(held)) => {
+            watched.granted(&held);
+            Ok(Some(Hold::new(client.clone(), held)))
+        }
+        Ok(None) => {
+            watched.busy();
+            Ok(None)
+        }
+        Err(error) => {
+            watched.failed(&error, owner.as_ref());
+            Err(error)
+        }
+    }
+}
+
+async fn obtain(
+    core: &Core,
+    spec: &Spec,
+    owner: &mut Option<Owner>,
+    begun: Moment,
+    watched: &Watched<'_>,
+) -> Result<Option<Arc<Held>>, Error> {
     let deadline = spec.timeout.map_or(Moment::FAR, |timeout| begun.plus(timeout));
     // An owner that is made for this request has dropped nothing.
     if let (Some(owner), None) = (&owner, spec.upgrade_of) {
         returned(core, &spec.name, owner, deadline).await;
     }
     loop {
-        match attempt(core, spec, &mut owner, begun, deadline).await? {
-            Attempt::Granted(held) => return Ok(Some(Hold::new(client.clone(), held))),
+        match attempt(core, spec, owner, begun, deadline, watched).await? {
+            Attempt::Granted(held) => return Ok(Some(held)),
             Attempt::Busy => return Ok(None),
             // What was granted ended before we heard of it: that request is spent, a new one is made.
             Attempt::Spent => {
@@ -583,6 +620,40 @@ pub(crate) enum AtOnce {
 
 /// Acquires all of these in one step, or none, without waiting for anybody. `deadline`: of whoever would wait then.
 pub(crate) async fn acquire_at_once(
+    client: &Arc<Handle>,
+    specs: &[Spec],
+    owner: &Owner,
+    deadline: Option<Moment>,
+) -> Result<AtOnce, Error> {
+    let core: &Core = client;
+    let begun = core.clock.now();
+    let watched: Vec<Watched<'_>> = specs
+        .iter()
+        .map(|spec| Watched::new(&core.clock, spec.name.as_str(), spec.mode, begun, &spec.label))
+        .collect();
+    watched.iter().for_each(|watched| watched.owner(owner));
+    let outcome = obtain_at_once(client, specs, owner, deadline).await;
+    match &outcome {
+        Ok(AtOnce::Granted(holds)) => {
+            for (watched, hold) in watched.into_iter().zip(holds) {
+                watched.granted(hold.held());
+            }
+        }
+        Ok(AtOnce::Busy) if specs.iter().all(|spec| !spec.wait) => {
+            watched.into_iter().for_each(Watched::busy);
+        }
+        // They are acquired one by one, and told by that.
+        Ok(AtOnce::Busy | AtOnce::Apart) => watched.into_iter().for_each(Watched::disregard),
+        Err(error) => {
+            for watched in watched {
+                watched.failed(error, Some(owner));
+            }
+        }
+    }
+    outcome
+}
+
+async fn obtain_at_once(
     client: &Arc<Handle>,
     specs: &[Spec],
     owner: &Owner,
@@ -703,6 +774,7 @@ async fn attempt(
     owner: &mut Option<Owner>,
     begun: Moment,
     deadline: Moment,
+    watched: &Watched<'_>,
 ) -> Result<Attempt, Error> {
     if core.is_ending() {
         return Err(ErrorKind::Closed.into());
@@ -710,6 +782,7 @@ async fn attempt(
     let keep = spec.keep(core);
     let request = core.next_request();
     let owner = owner.get_or_insert_with(|| Owner::from_id(OwnerId::of(request)));
+    watched.owner(owner);
     let member = Member {
         request,
         owner: owner.id(),
@@ -840,13 +913,29 @@ async fn attempt(
             }
             Acquired::Queued { ticket, wake_ms } => {
                 core.waiters.queued(core, member.request, &heard, wake_ms);
+                let _in_line = InLine::new();
+                // What it would close is looked for only where it is refused.
+                let refused = async {
+                    match core.config.refuse_deadlocks {
+                        true => deadlock::closed_by(core, member.request).await,
+                        false => std::future::pending().await,
+                    }
+                };
                 let outcome = tokio::select! {
                     biased;
                     outcome = &mut told => outcome,
                     () = core.clock.sleep_until(deadline) => {
-                        let told = pending.withdraw();
-                        let blame = blame(core, told, member.owner).await;
+                        wanted.warn_of_itself(core);
+                        let blame = blame(&mut pending).await;
                         return Err(spec.timed_out(core.clock.now().since(begun), blame));
+                    }
+                    circle = refused => {
+                        return Err(ErrorKind::Deadlock {
+                            name: spec.name.as_str().into(),
+                            mode: spec.mode,
+                            circle,
+                        }
+                        .into());
                     }
                 };
                 match outcome {
@@ -924,13 +1013,47 @@ async fn replicated(core: &Core, held: &Held) -> Result<bool, Error> {
 /// How long a wait that ran out is kept to hear who was in the way.
 const BLAME_WITHIN: Duration = Duration::from_millis(250);
 
-/// Who was in the way, as far as can be heard soon.
-async fn blame(core: &Core, told: oneshot::Receiver<Withdrawn>, asking: OwnerId) -> Blame {
+/// Leaves the line, and tells who was in the way, as far as can be heard soon.
+async fn blame(pending: &mut Pending<'_>) -> Blame {
+    let (core, member) = (pending.core, pending.member);
+    // The line is looked at before it is left: those before us in it were ahead.
+    let look = Call {
+        name: pending.spec.name.clone(),
+        operation: Operation::Inspect(BLAME_ROWS + 1),
+    };
+    let mut line = std::pin::pin!(core.backend.call(&look).fuse());
+    let seen = line.as_mut().now_or_never();
+    let told = pending.withdraw();
     let ask = async {
         let withdrawn = told.await.ok()?;
-        Some(describe(core, withdrawn.blame, withdrawn.ahead, asking).await)
+        let seen = match seen {
+            _ if withdrawn.ahead == 0 => None,
+            Some(seen) => Some(seen),
+            None => Some(line.await),
+        };
+        let line = match seen {
+            Some(Ok(heard)) => line_of(heard),
+            _ => Vec::new(),
+        };
+        let mut ahead: Vec<WaitRow> = line
+            .into_iter()
+            .take_while(|row| row.request != member.request)
+            .collect();
+        ahead.truncate(
+            usize::try_from(withdrawn.ahead)
+                .unwrap_or(usize::MAX)
+                .min(BLAME_ROWS),
+        );
+        Some(describe(core, withdrawn.blame, withdrawn.ahead, &ahead, member.owner).await)
     };
     soon(core, ask).await
+}
+
+fn line_of(heard: Heard) -> Vec<WaitRow> {
+    match heard.answer.reply {
+        Reply::Inspect(snapshot) => snapshot.waiting,
+        _ => Vec::new(),
+    }
 }
 
 /// The same for a request that never stood in line.
@@ -941,9 +1064,9 @@ async fn blame_now(core: &Core, name: &Name, asking: OwnerId) -> Blame {
     };
     let ask = async {
         match core.backend.call(&call).await.ok()?.answer.reply {
-            Reply::Inspect(snapshot) => {
-                let ahead = snapshot.waiters;
-                Some(describe(core, snapshot, ahead, asking).await)
+            Reply::Inspect(mut snapshot) => {
+                let (ahead, line) = (snapshot.waiters, std::mem::take(&mut snapshot.waiting));
+                Some(describe(core, snapshot, ahead, &line, asking).await)
             }
             _ => None,
         }
@@ -959,17 +1082,47 @@ async fn soon(core: &Core, ask: impl Future<Output = Option<Blame>>) -> Blame {
     }
 }
 
-async fn describe(core: &Core, mut snapshot: Snapshot, ahead: u64, asking: OwnerId) -> Blame {
+async fn describe(
+    core: &Core,
+    mut snapshot: Snapshot,
+    ahead: u64,
+    line: &[WaitRow],
+    asking: OwnerId,
+) -> Blame {
     // An upgrade is not in its own way.
     if snapshot.holding.iter().any(|row| row.owner == asking) {
         snapshot.holding.retain(|row| row.owner != asking);
         snapshot.holders = snapshot.holders.saturating_sub(1);
     }
+    let (holders, ahead_in_line) = tokio::join!(holders(core, &snapshot), waiters(core, line));
     Blame {
-        holders: holders(core, &snapshot).await,
+        holders,
         holder_count: snapshot.holders,
         ahead,
+        ahead_in_line,
     }
+}
+
+/// Rows of a line with what is known of their processes.
+pub(crate) async fn waiters(core: &Core, line: &[WaitRow]) -> Vec<Waiting> {
+    if line.is_empty() {
+        return Vec::new();
+    }
+    let ids: Vec<_> = line.iter().map(|row| row.request.client).collect();
+    let clients = core.who(&ids).await;
+    let now_ms = core.server_now_ms();
+    line.iter()
+        .enumerate()
+        .map(|(at, row)| Waiting {
+            owner: Owner::from_id(row.owner),
+            request: row.request.to_string(),
+            mode: row.mode,
+            waited: Duration::from_millis(now_ms.saturating_sub(row.since_ms)),
+            label: (!row.label.is_empty()).then(|| row.label.clone()),
+            client: clients.get(at).cloned().flatten(),
+            connected: None,
+        })
+        .collect()
 }
 
 /// The holders of a snapshot with what is known of their processes.

@@ -1000,6 +1000,11 @@ impl LockState {
         self.marks_by_end.last().map_or(0, |(until_ms, _)| *until_ms)
     }
 
+    /// Somebody is in line.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Nobody holds and nobody waits: all that is left is the fence, and marks.
     pub(crate) fn is_idle(&self) -> bool {
         self.holds.is_empty() && self.queue.is_empty()

@@ -18,8 +18,10 @@ use crate::clock::Moment;
 use crate::config::Backoff;
 use crate::core::Core;
 use crate::error::{Error, ErrorKind};
+use crate::observe::{self, Flow};
+use crate::owner::Owner;
 use crate::protocol::{
-    Call, Ending, Grant, Ids, MAX_BATCH, Member, Name, Operation, Polled, Reply, RequestId,
+    Call, Ending, Grant, Ids, MAX_BATCH, Member, Mode, Name, Operation, Polled, Reply, RequestId,
 };
 use crate::watchdog::{Granting, Held, Keep};
 
@@ -38,6 +40,9 @@ pub(crate) enum Outcome {
 pub(crate) struct Wanted {
     pub(crate) name: Name,
     pub(crate) member: Member,
+    pub(crate) mode: Mode,
+    /// Who waits for it: see [`Flow`].
+    pub(crate) flow: Flow,
     pub(crate) keep: Keep,
     pub(crate) label: String,
     pub(crate) upgrade_of: Option<RequestId>,
@@ -47,6 +52,16 @@ pub(crate) struct Wanted {
     pub(crate) patient: bool,
     /// It is polled with this back-off.
     pub(crate) spin: Option<Backoff>,
+}
+
+impl Wanted {
+    /// Warns if it waits for a hold of its own flow.
+    pub(crate) fn warn_of_itself(&self, core: &Core) {
+        let owner = Owner::from_id(self.member.owner);
+        if let Some(held) = core.watchdog.of_flow(&self.name, self.flow, &owner) {
+            observe::waits_for_itself(self.name.as_str(), self.mode, &owner, &held);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -75,6 +90,8 @@ struct Slot {
     /// Answers that said that it is in line.
     answered: u32,
     asking_since: Moment,
+    /// It was polled before.
+    polled: bool,
     /// Which of the slots of this request it is: a late answer to a poll of an earlier one says nothing of it.
     round: u64,
 }
@@ -126,6 +143,7 @@ impl Waiters {
             unanswered: 0,
             answered: 0,
             asking_since: Moment::FAR,
+            polled: false,
             round: line.rounds,
         };
         line.slots.insert(request, slot);
@@ -291,6 +309,7 @@ impl Waiters {
         let now = core.clock.now();
         let mut by_name: BTreeMap<Name, Vec<Polling>> = BTreeMap::new();
         let mut given_up = Vec::new();
+        let mut waited = Vec::new();
         let mut line = self.line.lock();
         while let Some(&(at, request)) = line.agenda.first()
             && at <= now
@@ -311,6 +330,9 @@ impl Waiters {
                 slot.asking_since = now;
             }
             slot.unanswered += 1;
+            if !std::mem::replace(&mut slot.polled, true) {
+                waited.push(slot.wanted.clone());
+            }
             by_name
                 .entry(slot.wanted.name.clone())
                 .or_default()
@@ -324,6 +346,10 @@ impl Waiters {
         let wake = line.agenda.first().map_or(Moment::FAR, |(at, _)| *at);
         line.asleep_until = Some(wake);
         drop(line);
+        // Whoever waits until the first poll has waited for a while.
+        for wanted in waited {
+            wanted.warn_of_itself(core);
+        }
         for slot in given_up {
             let error = core.unreachable(&slot.wanted.name);
             let _ = slot.tell.send(Outcome::Failed(error));

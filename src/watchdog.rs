@@ -17,11 +17,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::Failure;
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment};
 use crate::core::Core;
 use crate::error::{Error, ErrorKind, LostCause};
+use crate::observe::{self, End, Flow, Life, Renewals};
+use crate::owner::Owner;
 use crate::protocol::{
-    Call, Ending, Ids, Member, Name, Operation, Renewal, Renewed, Replicas, Reply, RequestId, millis,
+    Call, Ending, Ids, Member, Mode, Name, Operation, Renewal, Renewed, Replicas, Reply, RequestId, millis,
 };
 
 /// What is taken off a lease so that it ends here before it ends there.
@@ -55,6 +57,10 @@ pub(crate) struct Held {
     pub(crate) label: String,
     /// The hold that it was made from.
     upgrade_of: Option<RequestId>,
+    /// When we learnt that it was granted.
+    pub(crate) granted: Moment,
+    /// From when its guard has it until it ends, for whoever watches.
+    life: Mutex<Option<Life>>,
     /// Its lease reaches to the cap: when it ends, that is why.
     capped: AtomicBool,
     /// Its release must leave a mark.
@@ -84,8 +90,40 @@ impl Held {
         self.depth.store(depth, Ordering::Release);
     }
 
-    pub(crate) fn give_back(&self) {
+    pub(crate) fn owner(&self) -> Owner {
+        Owner::from_id(self.member.owner)
+    }
+
+    /// Its guard has it.
+    pub(crate) fn begin(&self, life: Life) {
+        *self.life.lock() = Some(life);
+    }
+
+    /// In which mode its guard has it.
+    pub(crate) fn mode(&self) -> Option<Mode> {
+        self.life.lock().as_ref().map(|life| life.mode)
+    }
+
+    /// It goes on in another mode.
+    pub(crate) fn turn(&self, mode: Mode, clock: &Clock) {
+        let life = self.life.lock().take();
+        // Not under the mutex: who watches may ask for the mode.
+        if let Some(life) = life {
+            self.begin(life.turned(mode, self, clock));
+        }
+    }
+
+    fn end_life(&self, otherwise: End, clock: &Clock) {
+        let life = self.life.lock().take();
+        if let Some(life) = life {
+            let cause = *self.end.lock();
+            life.end(cause.map_or(otherwise, End::Lost), clock);
+        }
+    }
+
+    pub(crate) fn give_back(&self, clock: &Clock) {
         self.given_back.store(true, Ordering::Release);
+        self.end_life(End::Released, clock);
     }
 
     fn is_capped(&self) -> bool {
@@ -134,12 +172,13 @@ impl Held {
     }
 
     /// Ends it, once. Tells whether this call did.
-    fn finish(&self, cause: LostCause) -> bool {
+    fn finish(&self, cause: LostCause, clock: &Clock) -> bool {
         let mut end = self.end.lock();
         let first = end.is_none();
         end.get_or_insert(cause);
         drop(end);
         self.ended.notify_waiters();
+        self.end_life(End::Lost(cause), clock);
         first
     }
 
@@ -245,6 +284,8 @@ impl Watchdog {
             keep: grant.keep,
             label: grant.label,
             upgrade_of: grant.upgrade_of,
+            granted: now,
+            life: Mutex::new(None),
             capped: AtomicBool::new(cap.since(now) <= grant.keep.lease),
             given_back: AtomicBool::new(false),
             marked: AtomicBool::new(grant.resent),
@@ -288,6 +329,18 @@ impl Watchdog {
         held
     }
 
+    /// A hold of this name that this flow acquired as another owner.
+    pub(crate) fn of_flow(&self, name: &Name, flow: Flow, owner: &Owner) -> Option<Arc<Held>> {
+        let holds = self.holds.lock();
+        let mut helds = holds.kept.values().map(|kept| &kept.held);
+        let of_flow = |held: &&Arc<Held>| {
+            held.name == *name
+                && held.member.owner != owner.id()
+                && held.life.lock().as_ref().is_some_and(|life| life.flow == flow)
+        };
+        helds.find(of_flow).cloned()
+    }
+
     /// The guard has given it back, or hands it on.
     pub(crate) fn forget(&self, request: RequestId) {
         self.holds.lock().remove(request);
@@ -308,12 +361,12 @@ impl Watchdog {
             (kept, from.and_then(|from| holds.remove(from)))
         };
         if let Some(kept) = kept
-            && kept.held.finish(cause)
+            && kept.held.finish(cause, &core.clock)
         {
             if let Some(from) = from {
-                from.held.finish(cause);
+                from.held.finish(cause, &core.clock);
             }
-            tracing::warn!(name = %kept.held.name, owner = ?kept.held.member.owner, %cause, "a hold is lost");
+            observe::lost(&kept.held, cause);
             if cause == LostCause::Revoked && kept.held.keep.until_dropped {
                 return;
             }
@@ -477,9 +530,11 @@ impl Watchdog {
                     return self.renewed(core, &batch, now);
                 };
                 let mut again = Vec::new();
+                let (mut renewed, mut gone) = (0, 0);
                 for ((held, reply), doubt) in batch.iter().zip(replies).zip(doubts) {
                     match *reply {
                         Renewed::Renewed { deadline_ms } => {
+                            renewed += 1;
                             if held.cap.since(now) < held.keep.lease {
                                 held.capped.store(true, Ordering::Release);
                             }
@@ -492,10 +547,13 @@ impl Watchdog {
                             again.push(held.clone());
                         }
                         Renewed::NotHeld(ending) => {
+                            gone += 1;
                             self.lose(core, held.member.request, LostCause::of(ending));
                         }
                     }
                 }
+                observe::renewals(Renewals::Renewed, renewed);
+                observe::renewals(Renewals::Gone, gone);
                 self.renewed(core, &batch, now);
                 self.retry(core, &again);
             }
@@ -506,12 +564,14 @@ impl Watchdog {
                 each.collect::<FuturesUnordered<_>>().collect::<()>().await;
             }
             Err(Failure::No(error)) => {
+                observe::renewals(Renewals::Refused, batch.len());
                 tracing::warn!(name = %call.name, %error, "the server refuses to renew; asking again");
                 let now = core.clock.now();
                 self.plan(&batch, |held| now.plus((held.until().since(now) / 3).max(RETRY)));
             }
             // The next third comes; until then the guard knows how long it is valid.
             Err(Failure::Unknown(error)) => {
+                observe::renewals(Renewals::Unanswered, batch.len());
                 tracing::debug!(name = %call.name, %error, "a renewal was not answered");
                 self.retry(core, &batch);
             }
@@ -618,6 +678,8 @@ mod tests {
             },
             label: String::new(),
             upgrade_of: None,
+            granted: at(100),
+            life: Mutex::new(None),
             capped: AtomicBool::new(false),
             marked: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),

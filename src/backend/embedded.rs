@@ -329,6 +329,17 @@ impl Look for EmbeddedBackend {
         Box::pin(std::future::ready(Ok((names, None))))
     }
 
+    fn lines(&self, _from: Cursor) -> Later<'_, Result<Page, Failure>> {
+        let world = self.server.world.lock();
+        let names = world
+            .locks
+            .iter()
+            .filter(|(_, slot)| slot.state.is_waited_for())
+            .map(|(name, _)| name.clone())
+            .collect();
+        Box::pin(std::future::ready(Ok((names, None))))
+    }
+
     fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
         let observers = &mut self.server.world.lock().observers;
         if !observers.iter().any(|other| other.as_ptr() == Arc::as_ptr(set)) {

@@ -71,6 +71,46 @@ impl RedisBackend {
         Ok(answered.value)
     }
 
+    /// One page of the names that have a key of this type and with this suffix.
+    async fn scan(&self, like: String, kind: &str, suffix: &str, from: Cursor) -> Result<Page, Failure> {
+        let mut scan = ::redis::cmd("SCAN");
+        scan.arg(from.at)
+            .arg("MATCH")
+            .arg(like)
+            .arg("COUNT")
+            .arg(PAGE)
+            .arg("TYPE")
+            .arg(kind);
+        let slot = u16::try_from(from.node).unwrap_or(FIRST);
+        let value = self.told(slot, "SCAN", scan).await?;
+        let page = match value {
+            Value::Array(parts) => <[Value; 2]>::try_from(parts).ok(),
+            _ => None,
+        };
+        let Some([Value::BulkString(next), Value::Array(keys)]) = page else {
+            return Err(Failure::No(
+                ErrorKind::Server("the server answered SCAN with something else than names".into()).into(),
+            ));
+        };
+        let next = std::str::from_utf8(&next).ok().and_then(|next| next.parse().ok());
+        let names = keys
+            .iter()
+            .filter_map(|key| match key {
+                Value::BulkString(key) => scripts::name_of(key).filter(|(_, of)| *of == suffix),
+                _ => None,
+            })
+            .map(|(name, _)| name)
+            .collect();
+        let next = match next {
+            Some(0) | None => self.next_server(slot).map(|slot| Cursor {
+                node: slot.into(),
+                at: 0,
+            }),
+            Some(at) => Some(Cursor { node: from.node, at }),
+        };
+        Ok((names, next))
+    }
+
     /// Several at once, each on its own: an error of one is in its place.
     async fn in_a_row(&self, way: &Way, commands: &Pipeline, count: usize) -> Result<Vec<Value>, Failure> {
         let sent = way
@@ -96,45 +136,12 @@ const FIRST: u16 = 0;
 
 impl Look for RedisBackend {
     fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>> {
-        Box::pin(async move {
-            let mut scan = ::redis::cmd("SCAN");
-            scan.arg(from.at)
-                .arg("MATCH")
-                .arg(scripts::keys_like(pattern))
-                .arg("COUNT")
-                .arg(PAGE)
-                .arg("TYPE")
-                .arg("hash");
-            let slot = u16::try_from(from.node).unwrap_or(FIRST);
-            let value = self.told(slot, "SCAN", scan).await?;
-            let page = match value {
-                Value::Array(parts) => <[Value; 2]>::try_from(parts).ok(),
-                _ => None,
-            };
-            let Some([Value::BulkString(next), Value::Array(keys)]) = page else {
-                return Err(Failure::No(
-                    ErrorKind::Server("the server answered SCAN with something else than names".into())
-                        .into(),
-                ));
-            };
-            let next = std::str::from_utf8(&next).ok().and_then(|next| next.parse().ok());
-            let names = keys
-                .iter()
-                .filter_map(|key| match key {
-                    Value::BulkString(key) => scripts::name_of(key).filter(|(_, whole)| *whole),
-                    _ => None,
-                })
-                .map(|(name, _)| name)
-                .collect();
-            let next = match next {
-                Some(0) | None => self.next_server(slot).map(|slot| Cursor {
-                    node: slot.into(),
-                    at: 0,
-                }),
-                Some(at) => Some(Cursor { node: from.node, at }),
-            };
-            Ok((names, next))
-        })
+        Box::pin(self.scan(scripts::keys_like(pattern), "hash", "", from))
+    }
+
+    fn lines(&self, from: Cursor) -> Later<'_, Result<Page, Failure>> {
+        let like = format!("{}*}}{}*", scripts::LOCKS, scripts::LINE);
+        Box::pin(self.scan(like, "zset", scripts::LINE, from))
     }
 
     fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {

@@ -132,7 +132,7 @@ pub(super) fn keys(name: &Name) -> [String; 5] {
         }
         key
     };
-    ["", ":readers", ":queue", ":waiters", ":marks"].map(key)
+    PARTS.map(key)
 }
 
 /// The hash tag of a name's keys: what decides their slot.
@@ -143,8 +143,13 @@ pub(super) fn tag_of(name: &Name) -> Cow<'_, str> {
 /// What every key of a lock begins with.
 pub(super) const LOCKS: &str = "relatch:1:{";
 
-/// Whose key it is, and whether it is the one that every name has.
-pub(super) fn name_of(key: &[u8]) -> Option<(Name, bool)> {
+/// What follows the braces in the keys of a name.
+const PARTS: [&str; 5] = ["", ":readers", LINE, ":waiters", ":marks"];
+/// In the key of a line.
+pub(super) const LINE: &str = ":queue";
+
+/// Whose key it is, and what follows the braces: nothing in the one that every name has.
+pub(super) fn name_of(key: &[u8]) -> Option<(Name, &'static str)> {
     let key = std::str::from_utf8(key).ok()?;
     let (tag, rest) = key.strip_prefix(LOCKS)?.split_once('}')?;
     let plain = |text: &str| text.replace("%7D", "}").replace("%7B", "{").replace("%25", "%");
@@ -155,7 +160,7 @@ pub(super) fn name_of(key: &[u8]) -> Option<(Name, bool)> {
     let name = Name::new(&name).ok()?;
     // Only what we write: others may keep keys that look alike.
     let at = keys(&name).iter().position(|own| own == key)?;
-    Some((name, at == 0))
+    Some((name, PARTS.get(at)?))
 }
 
 /// A server's pattern for the keys of the names that match, and for some of others: what is literal in it, in this order. Braces are in a key or

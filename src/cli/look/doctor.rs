@@ -15,7 +15,7 @@ use crate::cli::words::{brief, colours, printable, say};
 
 pub(crate) const LONG: &str = "\
 Looks for what would trouble locks on this server: its version, the way to it, its clock, whether pushes arrive, what this user may do, how it keeps \
-its data, and what dead clients left. It takes and gives back a lock on a name of its own. Each finding comes with its remedy.";
+its data, what dead clients left, and owners that wait for each other in a circle. It takes and gives back a lock on a name of its own. Each finding comes with its remedy.";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -96,6 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     }
     handoff(&mut report, &relatch, &config).await;
     looking(&mut report, &relatch).await;
+    deadlocks(&mut report, &relatch).await;
     let _ = relatch.close().await;
 
     if args.json {
@@ -382,6 +383,37 @@ async fn handoff(report: &mut Report, relatch: &Relatch, config: &Config) {
             "see whether something between here and the server, such as a proxy, drops messages (SUBSCRIBE), or whether the server is overloaded",
         ),
         Err(error) => report.failed(Level::Problem, "a lock can't be taken and handed on", &error),
+    }
+}
+
+/// Each circle is told with all of its owners: to end it takes one of them.
+async fn deadlocks(report: &mut Report, relatch: &Relatch) {
+    match relatch.deadlocks().await {
+        Ok(circles) if circles.is_empty() => report.ok("no owners wait for each other in a circle"),
+        Ok(circles) => {
+            for circle in circles {
+                let remedy = circle
+                    .waits
+                    .iter()
+                    .find_map(|wait| Some((wait.name.clone(), wait.holder.as_ref()?)))
+                    .map_or_else(String::new, |(name, holder)| {
+                        format!(
+                            "to end it, take one hold away: relatch revoke {name:?} --owner {}; ",
+                            holder.owner
+                        )
+                    });
+                report.find(
+                    Level::Problem,
+                    format!("a deadlock: {circle}"),
+                    format!("{remedy}so that it does not happen, take names in one order, set timeouts, or set refuse_deadlocks"),
+                );
+            }
+        }
+        Err(error) => report.failed(
+            Level::Problem,
+            "it could not be seen whether owners wait for each other",
+            &error,
+        ),
     }
 }
 
