@@ -8,6 +8,7 @@ mod demo;
 pub(crate) mod fuzz;
 mod generate;
 mod look;
+mod picture;
 mod reach;
 #[cfg(unix)]
 mod run;
@@ -59,6 +60,9 @@ enum Command {
     /// Tells what happens to names, a line each
     #[command(long_about = look::events::LONG, after_help = look::events::EXAMPLES)]
     Events(look::events::Args),
+    /// Watches names for a while, and draws who held and who waited
+    #[command(long_about = look::trace::LONG, after_help = look::trace::EXAMPLES)]
+    Trace(look::trace::Args),
     /// Takes a name away from who holds it
     #[command(long_about = look::revoke::LONG, after_help = look::EXIT)]
     Revoke(look::revoke::Args),
@@ -166,6 +170,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
             Command::Show(args) => look::show::run(args).await,
             Command::Watch(args) => look::watch::run(args).await,
             Command::Events(args) => look::events::run(args).await,
+            Command::Trace(args) => look::trace::run(args).await,
             Command::Revoke(args) => look::revoke::run(args).await,
             Command::Doctor(args) => look::doctor::run(args).await,
             Command::Completions(args) => generate::completions(&args),

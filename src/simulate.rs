@@ -58,6 +58,7 @@ use server::BACK_MS;
 use work::User;
 use world::World;
 
+pub use log::Interval;
 pub use plan::{Fault, Flaw};
 
 /// How a seed is run.
@@ -96,6 +97,9 @@ pub struct Run {
     /// Who waited and held, if it was recorded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<String>,
+    /// The same for a picture.
+    #[serde(skip)]
+    pub intervals: Vec<Interval>,
 }
 
 /// A hash in JSON, whose numbers many readers round.
@@ -192,6 +196,7 @@ async fn simulate(seed: u64, options: Options) -> Run {
         trace: state.log.trace(false),
         whole_trace: state.log.trace(true),
         timeline: state.log.timeline(state.now_ms),
+        intervals: state.log.intervals(state.now_ms),
         tally,
     }
 }
@@ -610,7 +615,7 @@ async fn strike(world: &Arc<World>, processes: &mut [Process], blow: Fault) {
             {
                 let state = &mut *world.state();
                 state.note(blow, Lane::Client(client), || "its process ends".into());
-                state.log.mark(state.now_ms, Lane::Client(client), Mark::Gone);
+                state.log.mark(state.now_ms, Lane::Client(client), Mark::Gone, "");
                 state.gates[client].kill();
                 state.referee.gone(client);
                 let wires: Vec<u64> = state

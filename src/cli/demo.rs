@@ -25,10 +25,11 @@ use tokio::task::JoinSet;
 
 use self::catalogue::Catalogue;
 use self::process::Plan;
-use self::referee::{Counts, Referee};
+use self::referee::{Counts, Referee, now_us};
 use self::report::{Ending, Process, Report};
 use self::worker::{Crew, Desk, Workers};
 use super::Outcome;
+use super::picture::Picture;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::process::reads;
@@ -59,6 +60,9 @@ pub(crate) struct Args {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(super) json: bool,
+    /// Write a page that shows who held and who waited, for any browser
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(super) html: Option<PathBuf>,
     #[command(flatten, next_help_heading = "In each process")]
     pub(super) workers: Workers,
 }
@@ -99,7 +103,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let name = format!("relatch-demo/{}", relatch::Owner::new());
     let tree = catalogue.look("").unwrap_or_default().total;
     let folders = catalogue.folders().len();
-    let referee = Arc::new(Mutex::new(Referee::new(catalogue)));
+    let mut referee = Referee::new(catalogue);
+    let begun_us = now_us();
+    if let Some(page) = &args.html {
+        let picture = || Picture::new("relatch demo", Some(begun_us / 1000));
+        // Before anybody waits for it: can it be written at all?
+        picture().write(0, page)?;
+        referee.picture = Some((picture(), begun_us));
+    }
+    let referee = Arc::new(Mutex::new(referee));
     let progress = Progress::new(args.seconds);
 
     let begun = Instant::now();
@@ -156,7 +168,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let left_behind = left_behind(&relatch, &name).await;
     progress.clear();
 
-    let referee = referee.lock();
+    let mut referee = referee.lock();
+    if let (Some(page), Some((picture, begun_us))) = (&args.html, referee.picture.take()) {
+        picture.write(now_us().saturating_sub(begun_us), page)?;
+    }
     let report = Report {
         tree: root.display().to_string(),
         files: tree.files,

@@ -8,6 +8,7 @@ pub(super) mod events;
 pub(super) mod ls;
 pub(super) mod revoke;
 pub(super) mod show;
+pub(super) mod trace;
 pub(super) mod watch;
 
 use std::time::{Duration, SystemTime};
@@ -227,4 +228,18 @@ async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Vec<Inspection>, 
         all.push(seen?);
     }
     Ok(all)
+}
+
+/// By Ctrl-C, or by whoever ends a service.
+pub(crate) async fn interrupted() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            over = tokio::signal::ctrl_c() => over,
+            _ = term.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use relatch::simulate::{Fault, Flaw, Options, Run, Tally, hexadecimal};
 use serde::Serialize;
 
 use super::Outcome;
+use super::picture::simulated;
 
 pub(crate) const EXIT: &str = "\
 Exit status: 0 every promise was kept; 1 one was broken; 2 it could not run.
@@ -41,6 +43,9 @@ pub(crate) struct Args {
     /// Print everything that happens in the first seed, also when all is well
     #[arg(long, conflicts_with = "json")]
     trace: bool,
+    /// Write a page that shows who held and who waited in the first seed, or in the one that broke a promise, for any browser
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    html: Option<PathBuf>,
     /// Break the world on purpose, to see what is reported then
     #[arg(long, value_name = "NAME", hide = true)]
     flaw: Option<Flaw>,
@@ -158,6 +163,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if broken != u64::MAX {
         // Once more, written down: it is the same run.
         report.broken = Some(relatch::simulate::run(broken, record));
+    }
+    if let Some(page) = &args.html {
+        let first;
+        let run = match &report.broken {
+            Some(run) => run,
+            None => {
+                first = relatch::simulate::run(args.from, record);
+                &first
+            }
+        };
+        simulated(run).write(run.virtual_ms * 1000, page)?;
     }
     let mut out = String::new();
     if args.trace {

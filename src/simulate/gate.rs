@@ -282,13 +282,15 @@ impl World {
     pub(super) fn pause(&self, client: usize) {
         let state = &mut *self.state();
         state.gates[client].shut();
-        state.log.mark(state.now_ms, Lane::Client(client), Mark::Paused);
+        state
+            .log
+            .mark(state.now_ms, Lane::Client(client), Mark::Paused, "");
     }
 
     pub(super) fn resume(&self, client: usize) {
         let state = &mut *self.state();
         state.gates[client].open(state.now_ms);
-        state.log.mark(state.now_ms, Lane::Client(client), Mark::Idle);
+        state.log.mark(state.now_ms, Lane::Client(client), Mark::Idle, "");
         state
             .log
             .event(state.now_ms, Lane::Client(client), "wakes", || "wakes up".into());

@@ -56,6 +56,20 @@ impl Mark {
         }
     }
 
+    fn word(self) -> &'static str {
+        match self {
+            Mark::Idle => "",
+            Mark::Waiting => "wait",
+            Mark::Read => "read",
+            Mark::Upgradable => "upgradable",
+            Mark::Write => "write",
+            Mark::Lost => "lost",
+            Mark::Paused => "paused",
+            Mark::Gone => "gone",
+            Mark::Fault => "fault",
+        }
+    }
+
     /// Of several within one column, the one that is shown.
     fn weight(self) -> u8 {
         match self {
@@ -71,6 +85,21 @@ impl Mark {
     }
 }
 
+/// What a lane showed for a while.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// Whose: a task, a client, or the world.
+    pub lane: String,
+    /// `wait`, `read`, `upgradable`, `write`, `lost`, `paused`, `gone` or `fault`.
+    pub kind: &'static str,
+    /// The name that is waited for or held.
+    pub name: String,
+    /// On the simulated clock.
+    pub from_ms: u64,
+    /// See [`from_ms`](Self::from_ms).
+    pub until_ms: u64,
+}
+
 #[derive(Default)]
 pub(super) struct Log {
     hasher: DefaultHasher,
@@ -81,7 +110,8 @@ pub(super) struct Log {
 #[derive(Default)]
 struct Recording {
     events: Vec<(u64, Lane, String)>,
-    marks: BTreeMap<Lane, Vec<(u64, Mark)>>,
+    /// With the name that it is about.
+    marks: BTreeMap<Lane, Vec<(u64, Mark, String)>>,
 }
 
 /// How many events of a failed run are shown, and how wide its timeline is.
@@ -105,11 +135,39 @@ impl Log {
         }
     }
 
-    pub(super) fn mark(&mut self, at_ms: u64, lane: Lane, mark: Mark) {
+    pub(super) fn mark(&mut self, at_ms: u64, lane: Lane, mark: Mark, name: &str) {
         (at_ms, lane, mark).hash(&mut self.hasher);
         if let Some(recording) = &mut self.recording {
-            recording.marks.entry(lane).or_default().push((at_ms, mark));
+            let marks = recording.marks.entry(lane).or_default();
+            marks.push((at_ms, mark, name.to_owned()));
         }
+    }
+
+    /// What each lane showed, from when to when.
+    pub(super) fn intervals(&self, now_ms: u64) -> Vec<Interval> {
+        let mut intervals = Vec::new();
+        for (lane, marks) in self.recording.iter().flat_map(|recording| &recording.marks) {
+            for (at, (from_ms, mark, name)) in marks.iter().enumerate() {
+                let kind = mark.word();
+                if kind.is_empty() {
+                    continue;
+                }
+                // A fault is a moment, everything else lasts until the next.
+                let until_ms = match marks.get(at + 1) {
+                    _ if *mark == Mark::Fault => *from_ms,
+                    Some((next_ms, ..)) => *next_ms,
+                    None => now_ms,
+                };
+                intervals.push(Interval {
+                    lane: lane.to_string(),
+                    kind,
+                    name: name.clone(),
+                    from_ms: *from_ms,
+                    until_ms,
+                });
+            }
+        }
+        intervals
     }
 
     pub(super) fn hash(&self) -> u64 {
@@ -158,13 +216,13 @@ impl Log {
                 }
                 // A fault is a moment, everything else lasts until the next.
                 let lasting = (*lane != Lane::World)
-                    .then(|| marks.iter().rev().find(|(at, _)| *at <= begin))
+                    .then(|| marks.iter().rev().find(|(at, ..)| *at <= begin))
                     .flatten();
-                let within = marks.iter().filter(|(at, _)| (begin..end).contains(at));
+                let within = marks.iter().filter(|(at, ..)| (begin..end).contains(at));
                 let shown = lasting
                     .into_iter()
                     .chain(within)
-                    .map(|(_, mark)| *mark)
+                    .map(|(_, mark, _)| *mark)
                     .max_by_key(|mark| mark.weight());
                 let _ = line.write_char(shown.unwrap_or(Mark::Idle).letter());
             }

@@ -140,7 +140,7 @@ impl User {
     /// After the last fault: whoever waits gets in. Until the link is made anew, which it tells, it may say that it can't reach the server.
     async fn must_get(&self, lock: &RwLock, mode: Mode) {
         let (name, owner) = (&lock.name, Owner::new());
-        self.mark(Mark::Waiting);
+        self.mark(Mark::Waiting, name);
         let guard = loop {
             self.say("asks", || format!("must get {mode} in {name}"));
             let asked = self.asks(false, false, Some((name, &owner)));
@@ -178,7 +178,7 @@ impl User {
         if let Err(error) = each!(guard, guard => guard.release().await) {
             self.judge(&error, &asked);
         }
-        self.mark(Mark::Idle);
+        self.idle();
     }
 
     fn asks<'a>(&self, timed: bool, hurried: bool, refused: Option<(&'a Name, &'a Owner)>) -> Asked<'a> {
@@ -207,8 +207,12 @@ impl User {
         self.world.event(self.lane(), what, text);
     }
 
-    fn mark(&self, mark: Mark) {
-        self.world.mark(self.lane(), mark);
+    fn mark(&self, mark: Mark, name: &Name) {
+        self.world.mark(self.lane(), mark, name.as_str());
+    }
+
+    fn idle(&self) {
+        self.world.mark(self.lane(), Mark::Idle, "");
     }
 
     fn count(&self, count: impl FnOnce(&mut Tally)) {
@@ -296,7 +300,7 @@ impl User {
                 )
             });
             if depth == 0 {
-                self.mark(Mark::Waiting);
+                self.mark(Mark::Waiting, &wish.lock.name);
             }
             let hurried = wish.tries || wish.timeout.is_some();
             let timed = !wish.tries && wish.timeout.is_some();
@@ -338,7 +342,7 @@ impl User {
                 Some(Err(error)) => self.judge(&error, &asked),
             }
             if depth == 0 {
-                self.mark(Mark::Idle);
+                self.idle();
             }
         })
     }
@@ -461,11 +465,14 @@ impl User {
         });
         let mode = guard.mode();
         let held = guard.held().clone();
-        self.mark(match mode {
-            Mode::Read => Mark::Read,
-            Mode::Upgradable => Mark::Upgradable,
-            Mode::Write => Mark::Write,
-        });
+        self.mark(
+            match mode {
+                Mode::Read => Mark::Read,
+                Mode::Upgradable => Mark::Upgradable,
+                Mode::Write => Mark::Write,
+            },
+            &lock.name,
+        );
         let (name, request, fence) = (lock.name.clone(), held.member.request, held.fence);
         self.say("holds", || {
             format!("holds {mode} in {name} by {request}, fence {fence}")
@@ -507,7 +514,7 @@ impl User {
         for _ in 0..steps {
             if !watched.guard.is_held() {
                 self.count(|tally| tally.lost += 1);
-                self.mark(Mark::Lost);
+                self.mark(Mark::Lost, &lock.name);
                 self.say("sees", || "sees that it is lost".into());
                 break;
             }

@@ -157,9 +157,9 @@ impl World {
         state.log.event(state.now_ms, lane, digest, text);
     }
 
-    pub(super) fn mark(&self, lane: Lane, mark: Mark) {
+    pub(super) fn mark(&self, lane: Lane, mark: Mark, name: &str) {
         let state = &mut *self.state();
-        state.log.mark(state.now_ms, lane, mark);
+        state.log.mark(state.now_ms, lane, mark, name);
     }
 
     pub(super) fn violate(&self, what: impl FnOnce() -> String) {
@@ -245,7 +245,8 @@ impl State {
 
     pub(super) fn note(&mut self, fault: Fault, lane: Lane, text: impl FnOnce() -> String) {
         *self.faults.entry(fault).or_default() += 1;
-        self.log.mark(self.now_ms, Lane::World, Mark::Fault);
+        self.log
+            .mark(self.now_ms, Lane::World, Mark::Fault, fault.as_str());
         self.log
             .event(self.now_ms, lane, fault, || format!("! {}", text()));
     }

@@ -15,6 +15,7 @@ use relatch::{Mode, Owner};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::catalogue::{Catalogue, Folder, Tally};
+use crate::cli::picture::{Kind, Picture, Whose};
 
 /// A wait worth the name.
 const NOTICEABLE: Duration = Duration::from_millis(1);
@@ -149,6 +150,8 @@ pub(crate) struct Referee {
     pub(crate) counts: Counts,
     /// Per process: how many acquisitions, and when the last was.
     pub(crate) seen: HashMap<usize, (u64, Instant)>,
+    /// Who was inside when, if that is to be shown, and since when, in microseconds since 1970.
+    pub(crate) picture: Option<(Picture, u64)>,
 }
 
 impl Referee {
@@ -161,14 +164,45 @@ impl Referee {
             entries: 0,
             counts: Counts::default(),
             seen: HashMap::new(),
+            picture: None,
         }
+    }
+
+    /// Whoever is inside no longer, as of then.
+    fn left(&mut self, numbers: impl IntoIterator<Item = u64>, at_us: u64) {
+        for number in numbers {
+            self.inside.remove(&number);
+            if let Some((picture, begun_us)) = &mut self.picture {
+                picture.end(&number.to_string(), at_us.saturating_sub(*begun_us));
+            }
+        }
+    }
+
+    fn show(&mut self, number: u64, process: usize, entry: &Entry, now_us: u64) {
+        let Some((picture, begun_us)) = &mut self.picture else {
+            return;
+        };
+        let now_us = now_us.saturating_sub(*begun_us);
+        let whose = Whose {
+            group: "the catalogue".into(),
+            chain: number.to_string(),
+            owner: entry.owner.to_string(),
+            who: format!("worker {process}"),
+            label: format!("depth {}, fence {}", entry.depth, entry.fence),
+            ..Whose::default()
+        };
+        if entry.waited >= NOTICEABLE {
+            let waited_us = u64::try_from(entry.waited.as_micros()).unwrap_or(u64::MAX);
+            picture.add(&whose, Kind::Wait, now_us.saturating_sub(waited_us), now_us);
+        }
+        picture.begin(&number.to_string(), whose, Kind::Held(entry.mode), now_us);
     }
 
     pub(crate) fn hear(&mut self, process: usize, ask: Ask) -> Answer {
         match ask {
             Ask::Enter(entry) => self.enter(process, entry),
             Ask::Leave(inside) => {
-                self.inside.remove(&inside);
+                self.left([inside], now_us());
                 Answer::Done
             }
             Ask::Folders => Answer::Folders(self.catalogue.folders()),
@@ -190,13 +224,20 @@ impl Referee {
 
     /// A process has ended: whatever it was inside of, nobody acts there any more.
     pub(crate) fn gone(&mut self, process: usize) {
-        self.inside.retain(|_, inside| inside.process != process);
+        let inside = self.inside.iter().filter(|(_, inside)| inside.process == process);
+        let gone: Vec<u64> = inside.map(|(number, _)| *number).collect();
+        self.left(gone, now_us());
     }
 
     fn enter(&mut self, process: usize, entry: Entry) -> Answer {
         let now = now_us();
         // As the lock itself: first drop what has lapsed, then look.
-        self.inside.retain(|_, inside| inside.entry.until_us > now);
+        let lapsed = self
+            .inside
+            .iter()
+            .filter(|(_, inside)| inside.entry.until_us <= now);
+        let lapsed: Vec<u64> = lapsed.map(|(number, _)| *number).collect();
+        self.left(lapsed, now);
         if entry.until_us <= now {
             return Answer::TooLate;
         }
@@ -216,6 +257,7 @@ impl Referee {
             ));
         }
         self.entries += 1;
+        self.show(self.entries, process, &entry, now);
         let inside = Inside {
             process,
             entry,

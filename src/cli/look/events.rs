@@ -11,7 +11,7 @@ use relatch::{Holder, Mode, Waiting};
 use serde::Serialize;
 
 use super::board::{Board, Look};
-use super::{Process, time};
+use super::{Process, interrupted, time};
 use crate::cli::Outcome;
 use crate::cli::reach::{Reach, duration};
 use crate::cli::words::{brief, printable, say, tell};
@@ -133,20 +133,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     }
     let _ = relatch.close().await;
     Ok(Outcome::Yes)
-}
-
-/// By Ctrl-C, or by whoever ends a service.
-async fn interrupted() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            over = tokio::signal::ctrl_c() => over,
-            _ = term.recv() => Ok(()),
-        }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
 }
 
 /// How exactly it is known when a lease ends.

@@ -1,0 +1,157 @@
+//! `relatch trace`: who held and who waited for a while, as a picture.
+//!
+//! What is told is the difference between looks, as by `events`; but when something began is known from the server, to the millisecond.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use relatch::Inspection;
+
+use super::board::{Board, Look};
+use super::{Process, interrupted};
+use crate::cli::Outcome;
+use crate::cli::picture::{Kind, Picture, Whose};
+use crate::cli::reach::{Reach, duration};
+use crate::cli::words::{brief, tell};
+
+pub(crate) const LONG: &str = "\
+Watches names for a while, and draws who held and who waited on a page that any browser shows, without a network. There the wheel, or + and -, zooms, and / \
+searches names, owners, labels and hosts. Ctrl-C ends it before its time; what was seen is written then as well.
+
+The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen.";
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  relatch trace --for 30s --html timeline.html
+  relatch trace --for 5m --html jobs.html 'jobs/*'";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which names, as for `ls`; all, if nothing is said
+    #[arg(default_value = "*", hide_default_value = true)]
+    pattern: String,
+    /// For how long: 30s, 5m
+    #[arg(long = "for", value_name = "TIME", value_parser = duration, default_value = "30s")]
+    length: Duration,
+    /// Where to write the page
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    html: PathBuf,
+    /// How often to look where the server does not tell
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "100ms")]
+    poll: Duration,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
+    // Before anybody waits for it: can it be written at all?
+    Picture::new("relatch trace", None).write(0, &args.html)?;
+    let relatch = args.reach.connect().await?;
+    let begun_ms = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
+    let mut tracer = Tracer {
+        picture: Picture::new(
+            format!("relatch trace {:?}", args.pattern),
+            u64::try_from(begun_ms).ok(),
+        ),
+        begun: Instant::now(),
+    };
+    let mut board = Board::new(relatch.clone(), &args.pattern, args.poll);
+    tell(&format!("watching for {}", brief(args.length)));
+    let over = tokio::time::sleep(args.length);
+    let mut over = std::pin::pin!(over);
+    let mut interrupted = std::pin::pin!(interrupted());
+    let (mut seen, mut away) = (false, false);
+    loop {
+        let looks = tokio::select! {
+            looks = board.next() => looks,
+            () = &mut over => break,
+            _ = &mut interrupted => break,
+        };
+        match looks {
+            Ok(looks) => {
+                seen = true;
+                away = false;
+                looks.iter().for_each(|look| tracer.look(look));
+            }
+            // It comes back, or the time is over.
+            Err(error) if seen && error.is_unreachable() => {
+                if !std::mem::replace(&mut away, true) {
+                    tell(&format!("{error}; trying on"));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let until = tracer.at(Duration::ZERO);
+    let spans = tracer.picture.len();
+    tracer.picture.write(until, &args.html)?;
+    tell(&format!(
+        "{} shows {} in which somebody held or waited",
+        args.html.display(),
+        match spans {
+            1 => "1 span".to_owned(),
+            spans => format!("{spans} spans, and what went on at the end,"),
+        }
+    ));
+    let _ = relatch.close().await;
+    Ok(Outcome::Yes)
+}
+
+struct Tracer {
+    picture: Picture,
+    begun: Instant,
+}
+
+impl Tracer {
+    /// So long ago, as a time of the picture.
+    fn at(&self, ago: Duration) -> u64 {
+        let at = self.begun.elapsed().saturating_sub(ago);
+        u64::try_from(at.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn look(&mut self, look: &Look) {
+        let seen: &Inspection = &look.after.what;
+        let late = look.after.at.elapsed();
+        let mut here = std::collections::HashSet::new();
+        let rows = seen
+            .waiters
+            .iter()
+            .map(|w| (&w.request, Kind::Wait, w.waited, &w.owner, &w.label, &w.client))
+            .chain(seen.holders.iter().map(|h| {
+                (
+                    &h.request,
+                    Kind::Held(h.mode),
+                    h.held_for,
+                    &h.owner,
+                    &h.label,
+                    &h.client,
+                )
+            }));
+        for (request, kind, since, owner, label, client) in rows {
+            here.insert(request.clone());
+            let process = Process::of(client.as_ref(), None);
+            let whose = Whose {
+                group: seen.name.clone(),
+                lane: None,
+                chain: request.clone(),
+                owner: owner.to_string(),
+                who: process.words(),
+                label: label.clone().unwrap_or_default(),
+            };
+            let at = match self.picture.goes_on(request) {
+                // A downgrade: held for longer, but not in this mode.
+                Some(Kind::Held(_)) => self.at(late),
+                _ => self.at(since + late),
+            };
+            self.picture.begin(request, whose, kind, at);
+        }
+        let now = self.at(late);
+        let name = &seen.name;
+        self.picture.end_where(now, |request, whose| {
+            whose.group == *name && !here.contains(request)
+        });
+    }
+}

@@ -1,0 +1,273 @@
+//! A timeline of who held and who waited, as one page that needs no network: for `trace`, the demo and the simulation.
+//!
+//! What happened is told as it is seen ([`Picture::begin`], [`Picture::end`]) or at once ([`Picture::add`]). The page has the data in it, and draws it on a canvas
+//! by a script of its own (`page.html`): only what is in view is drawn, so a hundred thousand spans are as quick as a hundred.
+//! Nothing that others wrote is taken for markup: it reaches the page as JSON, without a `<`, and from there only as text.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use relatch::Mode;
+use serde::Serialize;
+
+const PAGE: &str = include_str!("picture/page.html");
+
+/// What a span shows. Their words are those of the page's colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Wait,
+    Held(Mode),
+    /// The hold is lost, and still in use.
+    Lost,
+    /// Something was done to the world.
+    Fault,
+    /// The process was stopped, or was killed.
+    Paused,
+    Gone,
+}
+
+const KINDS: [&str; 8] = [
+    "wait",
+    "read",
+    "upgradable",
+    "write",
+    "lost",
+    "fault",
+    "paused",
+    "gone",
+];
+
+impl Kind {
+    fn number(self) -> i64 {
+        match self {
+            Kind::Wait => 0,
+            Kind::Held(Mode::Read) => 1,
+            Kind::Held(Mode::Upgradable) => 2,
+            Kind::Held(Mode::Write) => 3,
+            Kind::Lost => 4,
+            Kind::Fault => 5,
+            Kind::Paused => 6,
+            Kind::Gone => 7,
+        }
+    }
+}
+
+/// Whose span it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whose {
+    /// What it is shown under: a name, mostly.
+    pub(crate) group: String,
+    /// A lane of its own there; else one is found that is free.
+    pub(crate) lane: Option<String>,
+    /// Spans of one chain are in one lane: those of a request.
+    pub(crate) chain: String,
+    pub(crate) owner: String,
+    pub(crate) who: String,
+    pub(crate) label: String,
+}
+
+/// What has been seen so far. Times are microseconds from its beginning.
+pub(crate) struct Picture {
+    title: String,
+    /// When it began, in milliseconds since 1970, if that means anything.
+    begun_ms: Option<u64>,
+    strings: Vec<String>,
+    places: HashMap<String, i64>,
+    chains: HashMap<String, i64>,
+    spans: Vec<i64>,
+    open: HashMap<String, (Whose, Kind, u64)>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    begun: Option<u64>,
+    until: u64,
+    kinds: [&'static str; 8],
+    strings: &'a [String],
+    spans: &'a [i64],
+}
+
+/// A run of the simulation: a lane for each task, by client.
+pub(crate) fn simulated(run: &relatch::simulate::Run) -> Picture {
+    let mut picture = Picture::new(format!("relatch simulate, seed {}", run.seed), None);
+    for (at, interval) in run.intervals.iter().enumerate() {
+        let kind = match interval.kind {
+            "wait" => Kind::Wait,
+            "read" => Kind::Held(Mode::Read),
+            "upgradable" => Kind::Held(Mode::Upgradable),
+            "write" => Kind::Held(Mode::Write),
+            "lost" => Kind::Lost,
+            "paused" => Kind::Paused,
+            "gone" => Kind::Gone,
+            _ => Kind::Fault,
+        };
+        // `task 1.2` is one of `client 1`.
+        let client = interval
+            .lane
+            .strip_prefix("task ")
+            .and_then(|task| task.split('.').next());
+        let (group, lane) = match (kind, client) {
+            (Kind::Fault, _) => ("faults".to_owned(), interval.name.clone()),
+            (_, Some(client)) => (format!("client {client}"), interval.lane.clone()),
+            (_, None) => (interval.lane.clone(), "itself".to_owned()),
+        };
+        let whose = Whose {
+            group,
+            lane: Some(lane),
+            chain: at.to_string(),
+            label: interval.name.clone(),
+            ..Whose::default()
+        };
+        picture.add(&whose, kind, interval.from_ms * 1000, interval.until_ms * 1000);
+    }
+    picture
+}
+
+impl Picture {
+    pub(crate) fn new(title: impl Into<String>, begun_ms: Option<u64>) -> Self {
+        let mut picture = Self {
+            title: title.into(),
+            begun_ms,
+            strings: Vec::new(),
+            places: HashMap::new(),
+            chains: HashMap::new(),
+            spans: Vec::new(),
+            open: HashMap::new(),
+        };
+        picture.place("");
+        picture
+    }
+
+    fn place(&mut self, text: &str) -> i64 {
+        if let Some(place) = self.places.get(text) {
+            return *place;
+        }
+        let place = i64::try_from(self.strings.len()).unwrap_or(i64::MAX);
+        self.strings.push(text.to_owned());
+        self.places.insert(text.to_owned(), place);
+        place
+    }
+
+    pub(crate) fn add(&mut self, whose: &Whose, kind: Kind, from_us: u64, to_us: u64) {
+        let next = i64::try_from(self.chains.len()).unwrap_or(i64::MAX);
+        let chain = *self.chains.entry(whose.chain.clone()).or_insert(next);
+        let lane = whose.lane.as_ref().map_or(-1, |lane| self.place(lane));
+        let number = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
+        let row = [
+            self.place(&whose.group),
+            lane,
+            chain,
+            self.place(&whose.owner),
+            self.place(&whose.who),
+            self.place(&whose.label),
+            kind.number(),
+            number(from_us),
+            number(to_us.max(from_us)),
+        ];
+        self.spans.extend(row);
+    }
+
+    /// Something goes on from now on, until it is something else or ends.
+    pub(crate) fn begin(&mut self, key: &str, whose: Whose, kind: Kind, at_us: u64) {
+        if self.goes_on(key) == Some(kind) {
+            return;
+        }
+        self.end(key, at_us);
+        self.open.insert(key.to_owned(), (whose, kind, at_us));
+    }
+
+    /// What goes on under this key.
+    pub(crate) fn goes_on(&self, key: &str) -> Option<Kind> {
+        self.open.get(key).map(|(_, kind, _)| *kind)
+    }
+
+    pub(crate) fn end(&mut self, key: &str, at_us: u64) {
+        if let Some((whose, kind, from_us)) = self.open.remove(key) {
+            self.add(&whose, kind, from_us, at_us);
+        }
+    }
+
+    /// What goes on, of those that are not to be kept.
+    pub(crate) fn end_where(&mut self, at_us: u64, is_over: impl Fn(&str, &Whose) -> bool) {
+        let mut over: Vec<String> = self
+            .open
+            .iter()
+            .filter(|(key, (whose, ..))| is_over(key, whose))
+            .map(|(key, _)| key.clone())
+            .collect();
+        // In an order that does not hang on a hasher.
+        over.sort_unstable();
+        for key in over {
+            self.end(&key, at_us);
+        }
+    }
+
+    /// How many spans there are.
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len() / 9
+    }
+
+    /// The page. What goes on ends here.
+    pub(crate) fn page(mut self, until_us: u64) -> anyhow::Result<String> {
+        self.end_where(until_us, |_, _| true);
+        let data = serde_json::to_string(&Data {
+            begun: self.begun_ms,
+            until: until_us,
+            kinds: KINDS,
+            strings: &self.strings,
+            spans: &self.spans,
+        })?;
+        // In a script a `<` could end it.
+        let data = data.replace('<', "\\u003c");
+        let title = self
+            .title
+            .replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;");
+        let (head, rest) = PAGE
+            .split_once("DATA")
+            .context("the page has no place for its data")?;
+        Ok(format!("{}{data}{rest}", head.replace("TITLE", &title)))
+    }
+
+    pub(crate) fn write(self, until_us: u64, to: &Path) -> anyhow::Result<()> {
+        let page = self.page(until_us)?;
+        fs::write(to, page).with_context(|| format!("{} can't be written", to.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_others_wrote_ends_the_script_or_is_markup() {
+        let mut picture = Picture::new("<b>&", None);
+        let whose = Whose {
+            group: "</script><script>alert(1)</script>DATA TITLE".into(),
+            ..Whose::default()
+        };
+        picture.begin("it", whose, Kind::Wait, 0);
+        let page = picture.page(1000).unwrap_or_default();
+        assert!(page.contains("<title>&lt;b&gt;&amp;</title>"));
+        assert_eq!(page.matches("</script>").count(), 2);
+        assert!(page.contains("\\u003c/script>\\u003cscript>alert(1)\\u003c/script>DATA TITLE"));
+    }
+
+    #[test]
+    fn what_goes_on_is_told_once_and_ends_with_the_picture() {
+        let mut picture = Picture::new("it", None);
+        for at in [10, 20] {
+            picture.begin("a", Whose::default(), Kind::Wait, at);
+        }
+        picture.begin("a", Whose::default(), Kind::Held(Mode::Write), 30);
+        assert_eq!(picture.spans, [0, -1, 0, 0, 0, 0, 0, 10, 30]);
+        let page = picture.page(50).unwrap_or_default();
+        assert!(
+            page.contains("[0,-1,0,0,0,0,0,10,30,0,-1,0,0,0,0,3,30,50]"),
+            "{page}"
+        );
+    }
+}
