@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod exporter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod generate;
@@ -63,6 +64,9 @@ enum Command {
     /// Watches names for a while, and draws who held and who waited
     #[command(long_about = look::trace::LONG, after_help = look::trace::EXAMPLES)]
     Trace(look::trace::Args),
+    /// Serves what the server knows of its locks for Prometheus
+    #[command(long_about = exporter::LONG, after_help = exporter::EXAMPLES)]
+    Exporter(exporter::Args),
     /// Takes a name away from who holds it
     #[command(long_about = look::revoke::LONG, after_help = look::EXIT)]
     Revoke(look::revoke::Args),
@@ -171,6 +175,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
             Command::Watch(args) => look::watch::run(args).await,
             Command::Events(args) => look::events::run(args).await,
             Command::Trace(args) => look::trace::run(args).await,
+            Command::Exporter(args) => exporter::run(args).await,
             Command::Revoke(args) => look::revoke::run(args).await,
             Command::Doctor(args) => look::doctor::run(args).await,
             Command::Completions(args) => generate::completions(&args),

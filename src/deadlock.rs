@@ -576,6 +576,7 @@ mod tests {
                         owner,
                         mode,
                         wait: true,
+                        first: false,
                         lease_ms: 1_000_000,
                         ticket: 0,
                         upgrade_of: None,

@@ -165,7 +165,7 @@ impl Hold {
     }
 
     pub(crate) async fn release(self) -> Result<(), Error> {
-        let span = observe::release(&self.held, false);
+        let span = observe::release(&self.held);
         let outcome = self.give_back().instrument(span.clone()).await;
         observe::released(&span, outcome.as_ref().copied());
         outcome

@@ -15,7 +15,7 @@ use tracing::field::{Empty, display};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::owner::Owner;
-use crate::protocol::Mode;
+use crate::protocol::{Call, Mode, Operation};
 use crate::watchdog::Held;
 
 // -- numbers ----------------------------------------------------------------------------------------------------
@@ -402,17 +402,32 @@ impl Life {
     }
 }
 
-/// Around a release, by a guard or, for one that was dropped, in the background.
-pub(crate) fn release(held: &Held, background: bool) -> Span {
+/// Around a release by a guard.
+pub(crate) fn release(held: &Held) -> Span {
     tracing::debug_span!(
         "relatch.release",
         name = held.name.as_str(),
         mode = held.mode().map(Mode::as_str),
         owner = %held.owner(),
         fence = held.fence,
-        background,
+        background = false,
         outcome = Empty,
     )
+}
+
+/// Around a release of what was dropped. Not around a withdrawal: that is told by the acquisition.
+pub(crate) fn background(call: &Call) -> Span {
+    match &call.operation {
+        Operation::Release(release) => tracing::debug_span!(
+            "relatch.release",
+            name = call.name.as_str(),
+            owner = %Owner::from_id(release.owner),
+            fence = release.fence,
+            background = true,
+            outcome = Empty,
+        ),
+        _ => Span::none(),
+    }
 }
 
 pub(crate) fn released(span: &Span, outcome: Result<(), &Error>) {

@@ -10,10 +10,12 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
+use tracing::Instrument as _;
 
 use crate::backend::Failure;
 use crate::clock::Moment;
 use crate::core::Core;
+use crate::observe;
 use crate::protocol::{
     Call, Member, Name, Operation, OwnerId, Release, Reply, RequestId, Withdraw, Withdrawn,
 };
@@ -224,24 +226,36 @@ impl Reaper {
     }
 
     async fn carry_out(&self, core: &Core, request: RequestId) {
+        let span = match self.chores.lock().pending.get(&request) {
+            Some(chore) => observe::background(&chore.call),
+            None => return,
+        };
+        let outcome = self.insist(core, request).instrument(span.clone()).await;
+        span.record("outcome", outcome);
+    }
+
+    /// In a word, what came of it.
+    async fn insist(&self, core: &Core, request: RequestId) -> &'static str {
         let mut rest = REFUSED;
         loop {
             let (number, call, give_up) = match self.chores.lock().pending.get(&request) {
                 Some(chore) => (chore.number, chore.call.clone(), chore.give_up),
-                None => return,
+                None => return "settled",
             };
             let outcome = tokio::select! {
                 biased;
                 outcome = core.backend.call(&call) => outcome,
                 () = core.clock.sleep_until(give_up) => {
                     tracing::warn!(name = %call.name, "gave up giving back: its lease has run out by now");
-                    return self.strike(request, number, None);
+                    self.strike(request, number, None);
+                    return "lapsed";
                 }
             };
             match outcome {
                 Ok(heard) => {
                     core.hear(&heard);
-                    return self.strike(request, number, Some(heard.answer.reply));
+                    self.strike(request, number, Some(heard.answer.reply));
+                    return "released";
                 }
                 // The server may change its mind: it was only out of memory, or a replica.
                 Err(Failure::No(error)) => {

@@ -219,7 +219,7 @@ async fn all(relatch: &Relatch, pattern: &str) -> Result<Vec<Inspection>, relatc
     Ok(all)
 }
 
-async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Vec<Inspection>, relatch::Error> {
+pub(super) async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Vec<Inspection>, relatch::Error> {
     let mut looks = futures_util::stream::iter(names)
         .map(|name| async move { relatch.inspect(&name).await })
         .buffer_unordered(AT_ONCE);

@@ -204,9 +204,9 @@ impl Picture {
         }
     }
 
-    /// How many spans there are.
-    pub(crate) fn len(&self) -> usize {
-        self.spans.len() / 9
+    /// How many spans go on, and how many are over.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        (self.open.len(), self.spans.len() / 9)
     }
 
     /// The page. What goes on ends here.

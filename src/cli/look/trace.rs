@@ -63,12 +63,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let over = tokio::time::sleep(args.length);
     let mut over = std::pin::pin!(over);
     let mut interrupted = std::pin::pin!(interrupted());
-    let (mut seen, mut away) = (false, false);
-    loop {
-        let looks = tokio::select! {
-            looks = board.next() => looks,
-            () = &mut over => break,
-            _ = &mut interrupted => break,
+    let (mut seen, mut away, mut told) = (false, false, (0, 0));
+    let mut ticks = tokio::time::interval(TELLS);
+    'watching: loop {
+        let looks = {
+            // Not dropped half way: what it had found would be lost.
+            let mut looks = std::pin::pin!(board.next());
+            loop {
+                tokio::select! {
+                    looks = &mut looks => break looks,
+                    () = &mut over => break 'watching,
+                    _ = &mut interrupted => break 'watching,
+                    _ = ticks.tick() => {
+                        let count = tracer.picture.count();
+                        if std::mem::replace(&mut told, count) != count {
+                            tell(&format!("{} go on, {} are over", count.0, count.1));
+                        }
+                    }
+                }
+            }
         };
         match looks {
             Ok(looks) => {
@@ -86,19 +99,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
     }
     let until = tracer.at(Duration::ZERO);
-    let spans = tracer.picture.len();
+    let (on, over) = tracer.picture.count();
     tracer.picture.write(until, &args.html)?;
     tell(&format!(
-        "{} shows {} in which somebody held or waited",
+        "{} shows {} spans in which somebody held or waited",
         args.html.display(),
-        match spans {
-            1 => "1 span".to_owned(),
-            spans => format!("{spans} spans, and what went on at the end,"),
-        }
+        on + over
     ));
     let _ = relatch.close().await;
     Ok(Outcome::Yes)
 }
+
+/// How often it is told how much was seen.
+const TELLS: Duration = Duration::from_millis(500);
 
 struct Tracer {
     picture: Picture,
