@@ -373,6 +373,7 @@ fn the_doctor_finds_nothing_wrong_with_a_good_server() {
         "noeviction",
         "handed on in",
         "CLIENT TRACKING",
+        "no owners wait for each other",
         "all is well",
     ] {
         assert!(well.out.contains(words), "no {words:?} in:\n{}", well.out);
@@ -417,6 +418,64 @@ fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     ] {
         assert!(ill.out.contains(words), "no {words:?} in:\n{}", ill.out);
     }
+}
+
+#[tokio::test]
+async fn the_doctor_names_owners_that_wait_for_each_other_in_a_circle() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let (one, other) = (client(&url).await, client(&url).await);
+    let (ann, ben) = (Owner::new(), Owner::new());
+    let x = one.rwlock("x y").unwrap().write().owner(&ann).await.unwrap();
+    let y = other.rwlock("y").unwrap().read().owner(&ben).await.unwrap();
+    let (hers, his) = (one.rwlock("y").unwrap(), other.rwlock("x y").unwrap());
+    let (her, him) = (ann.clone(), ben.clone());
+    let hers = tokio::spawn(async move { hers.write().owner(&her).await.map(|got| drop((got, x))) });
+    let his = tokio::spawn(async move { his.write().owner(&him).await.map(|got| drop((got, y))) });
+    until_waiting(&one, "x y", 1).await;
+    until_waiting(&one, "y", 1).await;
+    let command = async |arguments: Vec<String>| {
+        let url = url.clone();
+        let arguments = move || {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            done(Some(&url), &arguments)
+        };
+        tokio::task::spawn_blocking(arguments).await.unwrap()
+    };
+    let ill = command(vec!["doctor".into()]).await.assert(1, "");
+    let told: Vec<&str> = ill
+        .out
+        .lines()
+        .skip_while(|line| !line.contains("a deadlock: "))
+        .collect();
+    let [circle, remedy, ..] = told[..] else {
+        panic!("{}", ill.out)
+    };
+    for words in [
+        &format!("owner {ann}"),
+        &format!("owner {ben}"),
+        "waits to have \"y\" (write), held (read) by",
+        "waits to have \"x y\" (write), held (write) by",
+        &format!("(pid {})", std::process::id()),
+    ] {
+        assert!(circle.contains(words), "no {words:?} in {circle}");
+    }
+    // What it says to do ends it.
+    let (name, owner) = (
+        remedy.split('"').nth(1).unwrap(),
+        remedy
+            .split("--owner ")
+            .nth(1)
+            .unwrap()
+            .split(';')
+            .next()
+            .unwrap(),
+    );
+    let revoke = ["revoke", name, "--owner", owner].map(str::to_owned);
+    command(revoke.into()).await.assert(0, "");
+    let (hers, his) = tokio::join!(hers, his);
+    hers.unwrap().unwrap();
+    his.unwrap().unwrap();
 }
 
 #[test]

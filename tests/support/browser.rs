@@ -19,7 +19,7 @@ use crate::support::{eventually_blocking, free_port};
 /// A browser may take long to start on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Browser {
+pub(crate) struct Browser {
     port: u16,
     session: String,
     _driver: Process,
@@ -31,7 +31,7 @@ impl Browser {
     ///
     /// If there is no browser: nothing is skipped.
     #[track_caller]
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let port = free_port();
         let profile = tempfile::tempdir().expect("the system has a directory for temporary files");
         let mut driver = command(OsStr::new("chromedriver"));
@@ -107,16 +107,16 @@ impl Browser {
         self.ask("POST", &format!("/session/{}/{what}", self.session), body)
     }
 
-    pub fn open(&self, page: &Path) {
+    pub(crate) fn open(&self, page: &Path) {
         self.tell("url", &json!({ "url": format!("file://{}", page.display()) }));
     }
 
     /// What the body of a function returns.
-    pub fn run(&self, script: &str) -> Value {
+    pub(crate) fn run(&self, script: &str) -> Value {
         self.tell("execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    pub fn text(&self, id: &str) -> String {
+    pub(crate) fn text(&self, id: &str) -> String {
         let value = self.run(&format!(
             "const e = document.getElementById('{id}'); return e.value ?? e.textContent;"
         ));
@@ -125,7 +125,7 @@ impl Browser {
 
     /// Until an element says something that is wanted.
     #[track_caller]
-    pub fn until(&self, id: &str, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn until(&self, id: &str, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
         eventually_blocking(Duration::from_secs(10), &format!("{id}: {what}"), || {
             text = self.text(id);
@@ -138,13 +138,13 @@ impl Browser {
         self.tell("actions", &json!({ "actions": [actions] }));
     }
 
-    pub fn wheel(&self, x: u32, y: u32, down: i32) {
+    pub(crate) fn wheel(&self, x: u32, y: u32, down: i32) {
         self.act(&json!({ "type": "wheel", "id": "wheel", "actions": [
             { "type": "scroll", "x": x, "y": y, "deltaX": 0, "deltaY": down, "origin": "viewport" }
         ] }));
     }
 
-    pub fn keys(&self, keys: &str) {
+    pub(crate) fn keys(&self, keys: &str) {
         let actions: Vec<Value> = keys
             .chars()
             .flat_map(|key| {
@@ -154,7 +154,7 @@ impl Browser {
         self.act(&json!({ "type": "key", "id": "keys", "actions": actions }));
     }
 
-    pub fn point(&self, x: i64, y: i64) {
+    pub(crate) fn point(&self, x: i64, y: i64) {
         self.act(
             &json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" }, "actions": [
             { "type": "pointerMove", "x": x, "y": y, "duration": 0, "origin": "viewport" }
@@ -162,7 +162,7 @@ impl Browser {
         );
     }
 
-    pub fn prefers(&self, scheme: &str) {
+    pub(crate) fn prefers(&self, scheme: &str) {
         self.tell(
             "goog/cdp/execute",
             &json!({ "cmd": "Emulation.setEmulatedMedia", "params": {
@@ -172,7 +172,7 @@ impl Browser {
     }
 
     /// What the page has complained of since the last time.
-    pub fn complaints(&self) -> Vec<Value> {
+    pub(crate) fn complaints(&self) -> Vec<Value> {
         let log = self.tell("se/log", &json!({ "type": "browser" }));
         log.as_array().cloned().unwrap_or_default()
     }
