@@ -77,7 +77,15 @@ fn numbers_count_acquisitions_waits_holds_renewals_and_losses() {
         assert_eq!(now["relatch_holds{mode=write}"], 0.0);
         assert_eq!(now["relatch_hold_seconds{mode=write}"], 1.0);
         assert_eq!(now["relatch_waiters{}"], 0.0);
-        relatch.revoke("numbers").await.unwrap();
+        let revoking = tokio::spawn({
+            let relatch = relatch.clone();
+            async move { relatch.revoke("numbers").await }
+        });
+        support::eventually(BOUND, "it is revoked", || {
+            clock.advance(Duration::from_millis(1));
+            revoking.is_finished()
+        })
+        .await;
         drop(read);
         let (now, described) = look();
         assert_eq!(now["relatch_lost_total{cause=revoked}"], 1.0);

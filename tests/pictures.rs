@@ -129,6 +129,26 @@ async fn a_trace_shows_who_held_and_waited_and_is_zoomed_and_searched() {
     browser.keys("0");
     browser.until("range", "all", |text| *text == whole);
 
+    // Whatever is pointed at is told.
+    let place = browser.run(
+        "const canvas = document.querySelector('canvas'), g = canvas.getContext('2d'), scale = canvas.width / canvas.clientWidth;
+         const probe = document.createElement('i'); probe.style.color = 'var(--write)'; document.body.append(probe);
+         const [r, g_, b] = getComputedStyle(probe).color.match(/[0-9]+/g).map(Number); probe.remove();
+         const { data } = g.getImageData(0, 0, canvas.width, canvas.height), box = canvas.getBoundingClientRect();
+         for (let i = 0; i < data.length; i += 4) if (data[i] === r && data[i + 1] === g_ && data[i + 2] === b)
+           return [Math.round(box.left + (i / 4 % canvas.width) / scale) + 3, Math.round(box.top + Math.floor(i / 4 / canvas.width) / scale) + 3];",
+    );
+    browser.point(place[0].as_i64().unwrap(), place[1].as_i64().unwrap());
+    let told = browser.until("detail", "what is there", |text| text.starts_with("held (write)"));
+    for word in [
+        "jobs/nightly",
+        &owner.to_string(),
+        "nightly import",
+        &format!("(pid {})", std::process::id()),
+    ] {
+        assert!(told.contains(word), "no {word} in {told}");
+    }
+
     // A search by label, by name, by owner and by process.
     browser.keys("/nightly\u{e007}");
     browser.until("found", "what is about it", |text| text.starts_with("1 of "));
@@ -229,7 +249,7 @@ fn the_demo_and_the_simulation_draw_what_they_did_and_a_hundred_thousand_spans_a
     assert!(painted(&browser, "write") > 50);
     // A search, a zoom and three moves, each drawn before the next.
     let begun = Instant::now();
-    browser.keys("/owner-4711");
+    browser.keys("/owner-4711-");
     browser.until("found", "one of all", |text| text == "1 of 100000");
     browser.keys("\u{e007}\u{e00c}");
     for key in ["+", "\u{e014}", "\u{e012}", "-"] {
