@@ -11,7 +11,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Stdio;
 
-use relatch::{Mode, Owner, Relatch};
+use relatch::{Owner, Relatch};
 use support::child::{Process, command};
 use support::{BOUND, RedisServer, eventually, eventually_async, free_port};
 
@@ -261,14 +261,13 @@ async fn a_scrape_tells_holds_waits_and_deadlocks_and_leaves_out_what_is_too_muc
 
 #[tokio::test]
 async fn a_server_that_is_away_is_told_as_down_and_the_exporter_goes_on() {
-    let mut server = RedisServer::start();
+    let server = RedisServer::start();
     let exporter = Exporter::start(&server.url(), &[]).await;
     assert_eq!(exporter.scrape().await.get("relatch_server_up", &[]), Some(1.0));
     server.kill();
     let away = exporter.scrape().await;
     assert_eq!(away.get("relatch_server_up", &[]), Some(0.0));
     assert_eq!(away.get("relatch_server_names", &[]), None);
-    let _ = Mode::Read;
 }
 
 fn expressions(value: &serde_json::Value, tell: &mut impl FnMut(&str)) {

@@ -16,6 +16,11 @@ const WORDS: [&str; 54] = [
     "watch",
     "events",
     "revoke",
+    "trace",
+    "--html",
+    "--for",
+    "exporter",
+    "--listen",
     "doctor",
     "completions",
     "man",
@@ -151,6 +156,8 @@ fn try_command_lines(u: &mut Unstructured<'_>) -> Result<()> {
                 Command::Doctor(_) => "doctor",
                 Command::Completions(_) => "completions",
                 Command::Man(_) => "man",
+                Command::Trace(_) => "trace",
+                Command::Exporter(_) => "exporter",
             };
             assert!(line.iter().any(|word| word == typed), "{line:?}");
         }
