@@ -167,7 +167,7 @@ impl Watched {
     /// Waits until every Sentinel names one primary that is not at `port`, and that is one.
     #[track_caller]
     pub fn replaced(&self, port: u16) {
-        eventually_blocking(BOUND * 2, "another server took over", || {
+        eventually_blocking(BOUND * 7, "another server took over", || {
             let named = self.sentinels[0].primary();
             named != port
                 && self.sentinels.iter().all(|sentinel| sentinel.primary() == named)
@@ -179,7 +179,7 @@ impl Watched {
     /// seconds by the Sentinels.
     #[track_caller]
     pub fn whole(&self) {
-        eventually_blocking(BOUND * 3, "everybody follows the primary", || {
+        eventually_blocking(BOUND * 7, "everybody follows the primary", || {
             self.replicas().iter().all(|replica| {
                 replica.info("replication", "master_link_status").as_deref() == Some("up")
                     && replica.info("replication", "master_port") == Some(self.primary().port().to_string())
