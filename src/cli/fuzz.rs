@@ -8,7 +8,7 @@ use super::{Cli, Command, demo};
 
 const SECRET: &str = "redis://ann:s3cret@cache";
 
-const WORDS: [&str; 54] = [
+const WORDS: [&str; 59] = [
     "run",
     "run-start",
     "ls",
