@@ -7,8 +7,6 @@ use std::future::{Future, IntoFuture};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::Instrument as _;
-
 use crate::backend::Failure;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind, LostCause};
@@ -166,7 +164,7 @@ impl Hold {
 
     pub(crate) async fn release(self) -> Result<(), Error> {
         let span = observe::release(&self.held);
-        let outcome = self.give_back().instrument(span.clone()).await;
+        let outcome = observe::within(&span, std::pin::pin!(self.give_back())).await;
         observe::released(&span, outcome.as_ref().copied());
         outcome
     }

@@ -3,13 +3,12 @@
 use std::fmt;
 use std::future::IntoFuture;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
-use tracing::Instrument as _;
 
 use crate::backend::{Failure, Heard, Together};
 use crate::client::Waiting;
@@ -19,7 +18,7 @@ use crate::core::{Core, Handle};
 use crate::deadlock;
 use crate::error::{Blame, Error, ErrorKind, Holder, LostCause};
 use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
-use crate::observe::{Acquiring as Watched, Flow, InLine};
+use crate::observe::{Acquiring as Watched, Flow, InLine, within};
 use crate::owner::Owner;
 use crate::protocol::{
     Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId,
@@ -426,7 +425,7 @@ impl Spec {
             name: self.name.clone(),
             member,
             mode: self.mode,
-            flow: Flow::current(),
+            flow: None,
             keep,
             label: self.label.clone(),
             upgrade_of: self.upgrade_of,
@@ -547,11 +546,12 @@ pub(crate) async fn acquire(
     let core: &Core = client;
     let begun = core.clock.now();
     let watched = Watched::new(&core.clock, spec.name.as_str(), spec.mode, begun, &spec.label);
-    let span = watched.span.clone();
-    match obtain(core, spec, &mut owner, begun, &watched)
-        .instrument(span)
-        .await
-    {
+    let obtained = within(
+        &watched.span,
+        pin!(obtain(core, spec, &mut owner, begun, &watched)),
+    )
+    .await;
+    match obtained {
         Ok(Some(held)) => {
             watched.granted(&held);
             Ok(Some(Hold::new(client.clone(), held)))
@@ -787,7 +787,7 @@ async fn attempt(
         request,
         owner: owner.id(),
     };
-    let wanted = spec.wanted(core, member, keep);
+    let mut wanted = spec.wanted(core, member, keep);
     let mut pending = Pending {
         core,
         spec,
@@ -877,7 +877,7 @@ async fn attempt(
             Acquired::Busy => {
                 if spec.wait {
                     pending.answered(resent);
-                    let blame = blame_now(core, &spec.name, member.owner).await;
+                    let blame = Box::pin(blame_now(core, &spec.name, member.owner)).await;
                     return Err(spec.timed_out(core.clock.now().since(begun), blame));
                 }
                 pending.answered(resent);
@@ -913,11 +913,13 @@ async fn attempt(
             }
             Acquired::Queued { ticket, wake_ms } => {
                 core.waiters.queued(core, member.request, &heard, wake_ms);
+                wanted.flow = Some(Flow::current());
+                core.waiters.waits(member.request, wanted.flow);
                 let _in_line = InLine::new();
-                // What it would close is looked for only where it is refused.
+                // What it would close is looked for only where it is refused. In a box, as what is rare must not make every acquisition larger.
                 let refused = async {
                     match core.config.refuse_deadlocks {
-                        true => deadlock::closed_by(core, member.request).await,
+                        true => Box::pin(deadlock::closed_by(core, member.request)).await,
                         false => std::future::pending().await,
                     }
                 };
@@ -926,7 +928,7 @@ async fn attempt(
                     outcome = &mut told => outcome,
                     () = core.clock.sleep_until(deadline) => {
                         wanted.warn_of_itself(core);
-                        let blame = blame(&mut pending).await;
+                        let blame = Box::pin(blame(&mut pending)).await;
                         return Err(spec.timed_out(core.clock.now().since(begun), blame));
                     }
                     circle = refused => {

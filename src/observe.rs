@@ -6,6 +6,7 @@
 //!
 //! Spans are never entered across an await: an acquisition's is around its future, a hold's is opened at the grant and closed when the hold ends.
 
+use std::pin::Pin;
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -292,6 +293,14 @@ impl Drop for Acquiring<'_> {
             self.end_now(Outcome::Cancelled);
         }
     }
+}
+
+/// A future, in a span whenever it is polled. Where it stands: wrapped, it would be moved about.
+pub(crate) fn within<F: Future>(span: &Span, mut future: Pin<&mut F>) -> impl Future<Output = F::Output> {
+    std::future::poll_fn(move |cx| {
+        let _inside = span.enter();
+        future.as_mut().poll(cx)
+    })
 }
 
 /// An acquisition that is in line, while this lives.

@@ -42,7 +42,7 @@ pub(crate) struct Wanted {
     pub(crate) member: Member,
     pub(crate) mode: Mode,
     /// Who waits for it: see [`Flow`].
-    pub(crate) flow: Flow,
+    pub(crate) flow: Option<Flow>,
     pub(crate) keep: Keep,
     pub(crate) label: String,
     pub(crate) upgrade_of: Option<RequestId>,
@@ -58,7 +58,8 @@ impl Wanted {
     /// Warns if it waits for a hold of its own flow.
     pub(crate) fn warn_of_itself(&self, core: &Core) {
         let owner = Owner::from_id(self.member.owner);
-        if let Some(held) = core.watchdog.of_flow(&self.name, self.flow, &owner) {
+        let flow = self.flow;
+        if let Some(held) = flow.and_then(|flow| core.watchdog.of_flow(&self.name, flow, &owner)) {
             observe::waits_for_itself(self.name.as_str(), self.mode, &owner, &held);
         }
     }
@@ -162,6 +163,13 @@ impl Waiters {
     /// It is in line, says the reply to its acquisition. `wake_ms` is when the first in line should look again.
     pub(crate) fn queued(&self, core: &Core, request: RequestId, heard: &Heard, wake_ms: u64) {
         self.in_line(core, request, None, heard, wake_ms);
+    }
+
+    /// Who waits in line for it.
+    pub(crate) fn waits(&self, request: RequestId, flow: Option<Flow>) {
+        if let Some(slot) = self.line.lock().slots.get_mut(&request) {
+            slot.wanted.flow = flow;
+        }
     }
 
     /// The same, said by a poll for a slot: it is nothing to a later one, whose acquisition is still under way.
