@@ -40,9 +40,22 @@ for at = 3, #ARGV, 6 do
   local M = machine(now_us, { ARGV[at + 1] }, false, #machines * 5)
   machines[#machines + 1] = M
   M.advance(M.lapse())
+  M.flush()
   all = may_enter(M, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1')
   if not all then
     break
+  end
+end
+
+-- Where something of another type may be found only when it is written to: before anything is.
+if all then
+  for i, M in ipairs(machines) do
+    local from = (i - 1) * 5
+    redis.call('ZCARD', KEYS[from + 2])
+    if M.waiting > 0 then
+      redis.call('ZCARD', KEYS[from + 3])
+      redis.call('HLEN', KEYS[from + 4])
+    end
   end
 end
 

@@ -252,7 +252,14 @@ fn in_order(client: &Arc<Handle>, parts: Vec<Part>) -> Result<Vec<Spec>, Error> 
         specs.push(spec);
     }
     specs.sort_by(|a, b| a.name.cmp(&b.name).then(b.mode.cmp(&a.mode)));
-    specs.dedup_by(|weaker, kept| weaker.name == kept.name);
+    specs.dedup_by(|weaker, kept| {
+        let same = weaker.name == kept.name;
+        if same {
+            // What one of them is not to do, both are not.
+            kept.first |= weaker.first;
+        }
+        same
+    });
     Ok(specs)
 }
 

@@ -123,3 +123,18 @@ async fn a_name_that_is_something_else_on_the_server_is_an_error_and_leaves_noth
     server.reply(&["DEL", "relatch:1:{c}"]);
     eventually_async(BOUND, "nothing is left", async || held(&relatch).await == 0).await;
 }
+
+#[tokio::test]
+async fn a_key_of_another_type_that_only_a_write_would_find_takes_none_of_them() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let (a, c) = (relatch.rwlock("a").unwrap(), relatch.rwlock("c").unwrap());
+    server.reply(&["SET", "relatch:1:{c}:readers", "it is a string"]);
+    let error = soon(relatch.multi((a.write(), c.read()))).await.unwrap_err();
+    assert!(error.is_server(), "{error}");
+    let fence = server.reply(&["HGET", "relatch:1:{a}", "fence"]);
+    assert!(
+        format!("{fence:?}").contains("Nil"),
+        "a was taken for a moment: {fence:?}"
+    );
+}

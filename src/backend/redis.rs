@@ -317,17 +317,18 @@ impl RedisBackend {
         what: impl Fn() -> String,
         make: impl Fn(&Live, Form) -> Cmd,
     ) -> Result<Answered, Failure> {
-        match self.send(slot, way, make).await? {
+        match self.send(slot, way, true, make).await? {
             Ok(answered) => Ok(answered),
             Err((way, error)) => Err(self.refused(&way, &what(), &error).await),
         }
     }
 
-    /// The same, with what a server said against it as it said it.
+    /// The same, with what a server said against it as it said it. `own`: the script is one of ours, which every link brings.
     async fn send(
         &self,
         slot: u16,
         mut way: Way,
+        own: bool,
         make: impl Fn(&Live, Form) -> Cmd,
     ) -> Result<Result<Answered, (Way, ServerError)>, Failure> {
         let mut asking = false;
@@ -344,7 +345,8 @@ impl RedisBackend {
                 form.full = true;
                 sent = self.clock.now();
                 value = send(&live, &make(&live, form), asking).await;
-                if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
+                if own
+                    && matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
                 {
                     // Scripts may be brought, but not that way. The next link brings them.
                     let error = live.peer.unreachable("has forgotten the scripts");
@@ -433,8 +435,13 @@ async fn send(live: &Live, command: &Cmd, asking: bool) -> Result<Value, RedisEr
     // It holds for the very next command only; a pipeline is sent as one.
     let mut both = ::redis::Pipeline::with_capacity(2);
     both.cmd("ASKING").add_command(command.clone());
-    let mut answers = connection.send_packed_commands(&both, 0, 2).await?;
-    Ok(answers.pop().unwrap_or(Value::Nil))
+    let answers = connection.send_packed_commands(&both, 0, 2).await?;
+    let mut answers = answers.into_iter();
+    // What is said against the asking is the reason for what is said to the command.
+    match answers.next() {
+        Some(refused @ Value::ServerError(_)) => Ok(refused),
+        _ => Ok(answers.next().unwrap_or(Value::Nil)),
+    }
 }
 
 impl Backend for RedisBackend {

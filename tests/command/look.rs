@@ -462,7 +462,7 @@ async fn the_doctor_names_owners_that_wait_for_each_other_in_a_circle() {
     }
     // What it says to do ends it.
     let (name, owner) = (
-        remedy.split('"').nth(1).unwrap(),
+        remedy.split('\'').nth(1).unwrap(),
         remedy
             .split("--owner ")
             .nth(1)

@@ -11,7 +11,8 @@ use crate::support::{BOUND, FakeServer, Proxy, RedisServer, eventually_blocking,
 use crate::{Running, client, done, relatch, runs, send, until_gone, until_waiting};
 
 /// Says its process id, and goes on when it is asked to end.
-const STUBBORN: &str = "trap 'echo TERM >> term' TERM; echo $$ > pid; while :; do sleep 0.02; done";
+const STUBBORN: &str =
+    "trap 'echo TERM >> term' TERM; echo $$ > pid; i=0; while [ $((i+=1)) -lt 3000 ]; do sleep 0.02; done";
 
 #[test]
 fn the_command_gets_names_fences_and_owner_and_its_status_is_ours() {

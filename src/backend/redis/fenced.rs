@@ -1,6 +1,6 @@
 //! A user's script, run if a hold stands. `scripts/fenced.lua` looks at the hold; what it replies is read here.
 
-use redis::Value;
+use redis::{ServerError, Value};
 use std::sync::atomic::Ordering;
 
 use super::refusal::printable;
@@ -32,7 +32,7 @@ impl RedisBackend {
             command
         };
         let answered = self
-            .send(slot, way, |_, form| match form.full {
+            .send(slot, way, false, |live, form| match form.full || live.by_source {
                 true => command("EVAL", &run.source().text),
                 false => command("EVALSHA", &run.source().sha1),
             })
@@ -43,19 +43,10 @@ impl RedisBackend {
                 Err(self.refused(&way, &format!("the key {hash}"), &error).await)
             }
             // It is the user's script that failed, as far as one can tell: the link is as good as it was.
-            Err((_, error)) => Err(Failure::No(
-                ErrorKind::Server(format!(
-                    "a script of yours failed: {}{}",
-                    printable(error.code()),
-                    error
-                        .details()
-                        .map(|why| format!(" {}", printable(why)))
-                        .unwrap_or_default()
-                ))
-                .into(),
-            )),
+            Err((_, error)) => Err(failed(&error)),
             Ok(Answered { way, value, .. }) => match read(&id, value) {
-                Some(ran) => Ok(ran),
+                Some(Ok(ran)) => Ok(ran),
+                Some(Err(error)) => Err(failed(&error)),
                 None => {
                     let error = way
                         .live
@@ -69,7 +60,20 @@ impl RedisBackend {
     }
 }
 
-fn read(id: &str, value: Value) -> Option<Ran> {
+fn failed(error: &ServerError) -> Failure {
+    let details = error.details().map(|why| format!(" {}", printable(why)));
+    Failure::No(
+        ErrorKind::Server(format!(
+            "a script of yours failed: {}{}",
+            printable(error.code()),
+            details.unwrap_or_default()
+        ))
+        .into(),
+    )
+}
+
+/// What a script came to; an error that it returned is one, as without a fence.
+fn read(id: &str, value: Value) -> Option<Result<Ran, ServerError>> {
     let Value::Array(fields) = value else { return None };
     let mut fields = fields.into_iter();
     let mut text = || match fields.next()? {
@@ -81,8 +85,11 @@ fn read(id: &str, value: Value) -> Option<Ran> {
         return None;
     }
     match word.as_str() {
-        "ran" => Some(Ran::Value(fields.next().map_or(ScriptValue::Nil, plain))),
-        "not_held" => Some(Ran::NotHeld(Ending::from_wire(&text()?)?)),
+        "ran" => Some(match fields.next() {
+            Some(Value::ServerError(error)) => Err(error),
+            value => Ok(Ran::Value(value.map_or(ScriptValue::Nil, plain))),
+        }),
+        "not_held" => Some(Ok(Ran::NotHeld(Ending::from_wire(&text()?)?))),
         _ => None,
     }
 }

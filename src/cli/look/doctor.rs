@@ -398,7 +398,8 @@ async fn deadlocks(report: &mut Report, relatch: &Relatch) {
                     .find_map(|wait| Some((wait.name.clone(), wait.holder.as_ref()?)))
                     .map_or_else(String::new, |(name, holder)| {
                         format!(
-                            "to end it, take one hold away: relatch revoke {name:?} --owner {}; ",
+                            "to end it, take one hold away: relatch revoke {} --owner {}; ",
+                            quoted(name.as_str()),
                             holder.owner
                         )
                     });
@@ -484,5 +485,23 @@ async fn looking(report: &mut Report, relatch: &Relatch) {
             format!("{more} more leftovers of dead clients"),
             "see `relatch ls` and `relatch show NAME`",
         );
+    }
+}
+
+/// For a shell to paste into: others chose the name.
+fn quoted(name: &str) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    format!(
+        "'{}'",
+        name.chars().map(plain).collect::<String>().replace('\'', r"'\''")
+    )
+}
+
+#[cfg(test)]
+mod quoting {
+    #[test]
+    fn a_name_in_a_remedy_is_nothing_but_a_name_to_a_shell() {
+        assert_eq!(super::quoted("$(reboot) `x` \"y\""), "'$(reboot) `x` \"y\"'");
+        assert_eq!(super::quoted("it's\n"), r"'it'\''s?'");
     }
 }
