@@ -47,17 +47,19 @@ pub(crate) async fn run(one: Relatch, other: Relatch) -> Result<(Vec<Event>, Vec
     candidates.spawn(candidate(one.clone(), "Ada", terms.clone(), tell.clone()));
     let mut events = vec![told.recv().await.expect("Ada leads")];
     candidates.spawn(candidate(other, "Grace", terms.clone(), tell));
-    while one.inspect(LEADER).await?.waiter_count == 0 {
-        tokio::task::yield_now().await;
-    }
     for _ in 0..2 {
+        // The other one stands for office by now, also the one that has just stepped down.
+        while one.inspect(LEADER).await?.waiter_count == 0 {
+            tokio::task::yield_now().await;
+        }
         one.revoke(LEADER).await?;
         // One steps down and the other leads; which of the two tells first is open.
         events.push(told.recv().await.expect("one steps down"));
         events.push(told.recv().await.expect("the other leads"));
     }
-    candidates.shutdown().await;
     let terms = terms.read(Clone::clone);
+    // Each that leaves lets the other in.
+    candidates.shutdown().await;
     Ok((events, terms))
 }
 
