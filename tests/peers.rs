@@ -54,11 +54,13 @@ fn scripts_run(server: &RedisServer) -> u64 {
 async fn a_release_that_nobody_waits_for_publishes_nothing() {
     let server = RedisServer::start();
     let a = calm(&server).await;
+    // A link tries whether it may.
+    let before = server.command_count("publish");
     for _ in 0..10 {
         soon(lock(&a).write()).await.unwrap().release().await.unwrap();
         soon(lock(&a).read()).await.unwrap().release().await.unwrap();
     }
-    assert_eq!(server.command_count("publish"), 0);
+    assert_eq!(server.command_count("publish"), before);
 }
 
 #[tokio::test]
@@ -98,11 +100,12 @@ async fn readers_of_one_client_enter_by_one_message() {
         .map(|n| tokio::spawn(lock(if n % 2 == 0 { &a } else { &b }).read().into_future()))
         .collect();
     waiters(&a, 40).await;
+    let before = server.command_count("publish");
     soon(held.release()).await.unwrap();
     for reader in waiting {
         drop(soon(reader).await.unwrap().unwrap());
     }
-    assert_eq!(server.command_count("publish"), 2, "one for each client");
+    assert_eq!(server.command_count("publish") - before, 2, "one for each client");
 }
 
 #[tokio::test]
