@@ -171,4 +171,4 @@ const KEPT: &[(u64, &str)] = &[
 /// How many seeds are run here. For many more: `cargo relatch simulate`.
 const SLICE: u64 = 60;
 /// How many seeds a flaw is given.
-const SOON: u64 = 300;
+const SOON: u64 = 120;
