@@ -150,9 +150,15 @@ impl OwnerId {
 
     /// As on a server.
     pub(crate) fn wire(self) -> String {
+        let mut text = String::with_capacity(32);
+        self.write(&mut text);
+        text
+    }
+
+    pub(crate) fn write(self, to: &mut String) {
         match self.request() {
-            Some(request) => request.wire(),
-            None => URL_SAFE_NO_PAD.encode(self.0.as_bytes()),
+            Some(request) => request.write(to),
+            None => URL_SAFE_NO_PAD.encode_string(self.0.as_bytes(), to),
         }
     }
 
@@ -251,12 +257,18 @@ impl RequestId {
     }
 
     pub(crate) fn wire(self) -> String {
-        // Every call has some: one allocation, and no formatting.
         let mut text = String::with_capacity(32);
-        URL_SAFE_NO_PAD.encode_string(self.client.0.to_be_bytes(), &mut text);
-        text.push('.');
-        text.push_str(&self.number.to_string());
+        self.write(&mut text);
         text
+    }
+
+    /// Every call has some.
+    pub(crate) fn write(self, to: &mut String) {
+        let mut client = [0; 11];
+        let encoded = URL_SAFE_NO_PAD.encode_slice(self.client.0.to_be_bytes(), &mut client);
+        to.push_str(std::str::from_utf8(&client[..encoded.unwrap_or(0)]).unwrap_or_default());
+        to.push('.');
+        number_to_wire(self.number, to);
     }
 
     pub(crate) fn from_wire(text: &str) -> Option<Self> {
@@ -627,6 +639,10 @@ impl fmt::Display for ClientInfo {
 pub(crate) fn number_from_wire(text: &str) -> Option<u64> {
     let plain = text == "0" || !text.starts_with(['+', '0']);
     text.parse().ok().filter(|_| plain)
+}
+
+pub(crate) fn number_to_wire(number: u64, to: &mut String) {
+    to.push_str(itoa::Buffer::new().format(number));
 }
 
 pub(crate) fn millis(d: Duration) -> u64 {

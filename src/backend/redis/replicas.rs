@@ -94,7 +94,7 @@ async fn one_round(peer: &Peer, connection: &mut MultiplexedConnection, mut roun
             ask.encoded.evalsha()
         });
     }
-    let key = format!("{}:sync", round[0].encoded.keys[0]);
+    let key = format!("{}:sync", round[0].encoded.keys().next().unwrap_or_default());
     questions.cmd("SET").arg(key).arg("").arg("PX").arg(1);
     for (replicas, within) in &waits {
         // Zero would be for ever.

@@ -17,7 +17,7 @@ use crate::looking::Pattern;
 use crate::protocol::{
     Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId,
     Polled, Push, Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
-    number_from_wire,
+    number_from_wire, number_to_wire,
 };
 use crate::state::{BLAME_ROWS, Tuning};
 
@@ -120,19 +120,40 @@ fn tagged(name: &str) -> Option<(&str, &str)> {
 /// The keys of a name, in the order of KEYS. The whole name is the hash tag; or what it begins with, in braces: names that begin with the same are then
 /// in one slot. The rest of such a name follows a `=`, which no other key has after the braces.
 pub(super) fn keys(name: &Name) -> [String; 5] {
-    let (tag, rest) = match tagged(name.as_str()) {
-        Some((tag, rest)) => (in_braces(tag), Some(in_braces(rest))),
-        None => (in_braces(name.as_str()), None),
-    };
-    let (equals, rest) = rest.as_ref().map_or(("", ""), |rest| ("=", rest));
-    let key = |suffix: &str| {
-        let mut key = String::with_capacity("relatch:1:{}=".len() + tag.len() + suffix.len() + rest.len());
-        for part in ["relatch:1:{", &tag, "}", suffix, equals, rest] {
-            key.push_str(part);
-        }
+    let keys = Keys::of(name);
+    PARTS.map(|part| {
+        let mut key = String::new();
+        keys.write(part, &mut key);
         key
-    };
-    PARTS.map(key)
+    })
+}
+
+/// What the keys of a name have in common.
+struct Keys<'a> {
+    tag: Cow<'a, str>,
+    rest: Option<Cow<'a, str>>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(name: &'a Name) -> Self {
+        match tagged(name.as_str()) {
+            Some((tag, rest)) => Self {
+                tag: in_braces(tag),
+                rest: Some(in_braces(rest)),
+            },
+            None => Self {
+                tag: in_braces(name.as_str()),
+                rest: None,
+            },
+        }
+    }
+
+    fn write(&self, part: &str, to: &mut String) {
+        to.extend([LOCKS, &self.tag, "}", part]);
+        if let Some(rest) = &self.rest {
+            to.extend(["=", rest]);
+        }
+    }
 }
 
 /// The hash tag of a name's keys: what decides their slot.
@@ -185,14 +206,97 @@ pub(super) fn keys_like(pattern: &Pattern) -> String {
     glob
 }
 
-/// A call, ready to be sent.
+/// A call, ready to be sent: its keys, then its arguments, one behind the other in one text. Every call comes by here.
 pub(super) struct Encoded {
     pub(super) script: &'static Script,
-    pub(super) keys: Vec<String>,
-    pub(super) args: Vec<Vec<u8>>,
+    text: String,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+    /// How many of them are keys.
+    keys: usize,
 }
 
 impl Encoded {
+    fn new(script: &'static Script) -> Self {
+        Self {
+            script,
+            text: String::with_capacity(500),
+            ends: Vec::with_capacity(16),
+            keys: 0,
+        }
+    }
+
+    fn keys_of(&mut self, name: &Name) {
+        let keys = Keys::of(name);
+        for part in PARTS {
+            keys.write(part, &mut self.text);
+            self.end();
+        }
+        self.keys = self.ends.len();
+    }
+
+    /// What every script but `fenced` is told first, after all keys.
+    fn begin(&mut self, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) {
+        self.number(call_id);
+        for setting in [tuning.claim_ms, tuning.mark_ms, tuning.retention_ms, u64::from(trust)] {
+            number_to_wire(setting, &mut self.text);
+            self.text.push(' ');
+        }
+        self.say(channels);
+    }
+
+    /// What was written since the last one is the next.
+    fn end(&mut self) {
+        self.ends.push(self.text.len());
+    }
+
+    fn say(&mut self, text: &str) {
+        self.text.push_str(text);
+        self.end();
+    }
+
+    fn number(&mut self, number: u64) {
+        number_to_wire(number, &mut self.text);
+        self.end();
+    }
+
+    fn flag(&mut self, yes: bool) {
+        self.say(if yes { "1" } else { "0" });
+    }
+
+    fn request(&mut self, request: RequestId) {
+        request.write(&mut self.text);
+        self.end();
+    }
+
+    fn member(&mut self, request: RequestId, owner: OwnerId) {
+        self.request(request);
+        owner.write(&mut self.text);
+        self.end();
+    }
+
+    /// Empty for none.
+    fn maybe(&mut self, request: Option<RequestId>) {
+        if let Some(request) = request {
+            request.write(&mut self.text);
+        }
+        self.end();
+    }
+
+    fn all(&self) -> impl Iterator<Item = &str> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(from, to)| &self.text[from..*to])
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.all().take(self.keys)
+    }
+
+    #[cfg(test)]
+    fn args(&self) -> impl Iterator<Item = &str> {
+        self.all().skip(self.keys)
+    }
+
     /// By its hash: what is sent at first.
     pub(super) fn evalsha(&self) -> redis::Cmd {
         self.command("EVALSHA", self.script.sha1())
@@ -205,39 +309,14 @@ impl Encoded {
 
     fn command(&self, verb: &str, script: &str) -> redis::Cmd {
         // All of it at once: growing it step by step is a tenth of what a call costs.
-        let size =
-            self.keys.iter().map(String::len).sum::<usize>() + self.args.iter().map(Vec::len).sum::<usize>();
-        let mut command = redis::Cmd::with_capacity(
-            3 + self.keys.len() + self.args.len(),
-            verb.len() + script.len() + 1 + size,
-        );
-        command.arg(verb);
-        command
-            .arg(script)
-            .arg(self.keys.len())
-            .arg(&self.keys)
-            .arg(&self.args);
+        let size = verb.len() + script.len() + 4 + self.text.len();
+        let mut command = redis::Cmd::with_capacity(3 + self.ends.len(), size);
+        command.arg(verb).arg(script).arg(self.keys);
+        for word in self.all() {
+            command.arg(word);
+        }
         command
     }
-}
-
-fn flag(yes: bool) -> Vec<u8> {
-    if yes { b"1".to_vec() } else { b"0".to_vec() }
-}
-
-fn text(value: impl ToString) -> Vec<u8> {
-    value.to_string().into_bytes()
-}
-
-/// What every script but `fenced` is told second.
-fn settings(tuning: &Tuning, trust: bool, channels: &str) -> String {
-    format!(
-        "{} {} {} {} {channels}",
-        tuning.claim_ms,
-        tuning.mark_ms,
-        tuning.retention_ms,
-        u8::from(trust)
-    )
 }
 
 /// `trust`: whether PUBLISH on this server counts everybody who hears.
@@ -248,100 +327,80 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
 
 /// Where clients listen to `channels` and their ids. With a hash tag in it messages are sent by SPUBLISH.
 pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) -> Encoded {
-    let settings = settings(tuning, trust, channels);
-    let mut args = Vec::with_capacity(10);
-    args.extend([text(call_id), settings.into_bytes()]);
     let script = match &call.operation {
-        Operation::Acquire(op) => {
-            args.extend([
-                op.request.wire().into_bytes(),
-                op.owner.wire().into_bytes(),
-                op.mode.as_str().as_bytes()[..1].to_vec(),
-                text(op.lease_ms),
-                text(u8::from(op.wait) + 2 * u8::from(op.first)),
-            ]);
-            if op.ticket > 0 || op.upgrade_of.is_some() || !op.label.is_empty() {
-                args.extend([
-                    text(op.ticket),
-                    op.upgrade_of.map(text).unwrap_or_default(),
-                    text(&op.label),
-                ]);
-            }
-            &ACQUIRE
-        }
-        Operation::Release(op) => {
-            args.extend([
-                op.request.wire().into_bytes(),
-                op.owner.wire().into_bytes(),
-                text(op.fence),
-                flag(op.again),
-                flag(op.mark),
-            ]);
-            &RELEASE
-        }
-        Operation::Downgrade(op) => {
-            args.extend([
-                op.request.wire().into_bytes(),
-                op.owner.wire().into_bytes(),
-                text(op.fence),
-                text(op.to),
-            ]);
-            &DOWNGRADE
-        }
+        Operation::Acquire(_) => &ACQUIRE,
+        Operation::Release(_) => &RELEASE,
+        Operation::Downgrade(_) => &DOWNGRADE,
+        Operation::Renew(_) => &RENEW,
+        Operation::Withdraw(_) => &WITHDRAW,
+        Operation::Poll(_) => &POLL,
+        Operation::Revoke(_) => &REVOKE,
+        Operation::Inspect(_) => &INSPECT,
+    };
+    let mut to = Encoded::new(script);
+    match &call.operation {
         Operation::Renew(ops) => {
             for of in ops.chunk_by(|a, b| a.name == b.name) {
-                args.push(text(of.len()));
-                for op in of {
-                    args.extend([
-                        op.request.wire().into_bytes(),
-                        op.owner.wire().into_bytes(),
-                        text(op.fence),
-                        text(op.lease_ms),
-                        flag(op.fixed),
-                    ]);
-                }
+                to.keys_of(&of[0].name);
             }
-            &RENEW
+        }
+        _ => to.keys_of(&call.name),
+    }
+    to.begin(call_id, tuning, trust, channels);
+    match &call.operation {
+        Operation::Acquire(op) => {
+            to.member(op.request, op.owner);
+            to.say(&op.mode.as_str()[..1]);
+            to.number(op.lease_ms);
+            to.number(u64::from(op.wait) + 2 * u64::from(op.first));
+            if op.ticket > 0 || op.upgrade_of.is_some() || !op.label.is_empty() {
+                to.number(op.ticket);
+                to.maybe(op.upgrade_of);
+                to.say(&op.label);
+            }
+        }
+        Operation::Release(op) => {
+            to.member(op.request, op.owner);
+            to.number(op.fence);
+            to.flag(op.again);
+            to.flag(op.mark);
+        }
+        Operation::Downgrade(op) => {
+            to.member(op.request, op.owner);
+            to.number(op.fence);
+            to.say(op.to.as_str());
         }
         Operation::Withdraw(op) => {
-            let blame = if op.blame { BLAME_ROWS } else { 0 };
-            args.extend([
-                op.request.wire().into_bytes(),
-                op.owner.wire().into_bytes(),
-                text(blame),
-                op.upgrade_of.map(text).unwrap_or_default(),
-            ]);
-            &WITHDRAW
+            to.member(op.request, op.owner);
+            to.number(if op.blame { BLAME_ROWS as u64 } else { 0 });
+            to.maybe(op.upgrade_of);
         }
         Operation::Poll(members) => {
             for member in members {
-                args.extend([
-                    member.request.wire().into_bytes(),
-                    member.owner.wire().into_bytes(),
-                ]);
+                to.member(member.request, member.owner);
             }
-            &POLL
         }
         Operation::Revoke(op) => {
-            args.extend([
-                op.owner.map(|owner| text(owner.wire())).unwrap_or_default(),
-                text(op.granted_by_ms),
-            ]);
-            &REVOKE
+            if let Some(owner) = op.owner {
+                owner.write(&mut to.text);
+            }
+            to.end();
+            to.number(op.granted_by_ms);
         }
-        Operation::Inspect(limit) => {
-            args.push(text(limit));
-            &INSPECT
+        Operation::Inspect(limit) => to.number(*limit as u64),
+        Operation::Renew(ops) => {
+            for of in ops.chunk_by(|a, b| a.name == b.name) {
+                to.number(of.len() as u64);
+                for op in of {
+                    to.member(op.request, op.owner);
+                    to.number(op.fence);
+                    to.number(op.lease_ms);
+                    to.flag(op.fixed);
+                }
+            }
         }
-    };
-    let keys = match &call.operation {
-        Operation::Renew(ops) => ops
-            .chunk_by(|a, b| a.name == b.name)
-            .flat_map(|of| keys(&of[0].name))
-            .collect(),
-        _ => keys(&call.name).into(),
-    };
-    Encoded { script, keys, args }
+    }
+    to
 }
 
 /// Something came that no script of ours says.

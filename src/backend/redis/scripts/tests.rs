@@ -683,9 +683,9 @@ impl Bench {
     fn send(&mut self, encoded: &Encoded) -> Result<Value, String> {
         let value: Value = cmd("EVALSHA")
             .arg(&self.shas[encoded.script.name])
-            .arg(encoded.keys.len())
-            .arg(&encoded.keys)
-            .arg(&encoded.args)
+            .arg(encoded.keys().count())
+            .arg(encoded.keys().collect::<Vec<_>>())
+            .arg(encoded.args().collect::<Vec<_>>())
             .query(&mut self.con)
             .map_err(|error| error.to_string())?;
         self.note(encoded.script.name, &value);
@@ -1595,14 +1595,14 @@ fn headers_number_what_the_codec_sends() {
         let keys = numbered(section(header, "-- KEYS\n", "-- ARGV\n"));
         assert_eq!(
             keys,
-            (1..=encoded.keys.len()).collect::<Vec<_>>(),
+            (1..=encoded.keys().count()).collect::<Vec<_>>(),
             "KEYS of {}",
             script.name
         );
         let args = numbered(section(header, "-- ARGV\n", "-- Replies\n"));
         assert_eq!(
             args,
-            (1..=encoded.args.len()).collect::<Vec<_>>(),
+            (1..=encoded.args().count()).collect::<Vec<_>>(),
             "ARGV of {}",
             script.name
         );

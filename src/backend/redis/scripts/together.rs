@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use super::{ACQUIRE_ALL, Decoded, Encoded, Fields, as_many, check_call_id, instead, keys, settings, text};
+use super::{ACQUIRE_ALL, Decoded, Encoded, Fields, as_many, check_call_id, instead};
 use crate::protocol::{Acquire, Grant, Name};
 use crate::state::Tuning;
 
@@ -13,22 +13,19 @@ pub(crate) fn encode_all(
     trust: bool,
     channels: &str,
 ) -> Encoded {
-    let mut args = vec![text(call_id), settings(tuning, trust, channels).into_bytes()];
+    let mut to = Encoded::new(&ACQUIRE_ALL);
+    for (name, _) in parts {
+        to.keys_of(name);
+    }
+    to.begin(call_id, tuning, trust, channels);
     for (_, op) in parts {
-        args.extend([
-            op.request.wire().into_bytes(),
-            op.owner.wire().into_bytes(),
-            op.mode.as_str().as_bytes()[..1].to_vec(),
-            text(op.lease_ms),
-            text(u8::from(op.first)),
-            text(&op.label),
-        ]);
+        to.member(op.request, op.owner);
+        to.say(&op.mode.as_str()[..1]);
+        to.number(op.lease_ms);
+        to.flag(op.first);
+        to.say(&op.label);
     }
-    Encoded {
-        script: &ACQUIRE_ALL,
-        keys: parts.iter().flat_map(|(name, _)| keys(name)).collect(),
-        args,
-    }
+    to
 }
 
 /// The server's time, and a grant for each, or none for all.
