@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
         let session = subject.open(&self.server.url, 1).await?;
         for mode in [Mode::Write, Mode::Read] {
             let word = if mode == Mode::Write { "write" } else { "read" };
-            let columns = [("", "µs"), (", server", "µs"), (", commands", "")]
+            let columns = [("", "µs"), (", server", "µs"), (", scripts", "µs"), (", commands", "")]
                 .map(|(what, unit)| self.results.column(PAIR, format!("{word} pair{what}"), unit));
             if mode == Mode::Read && !subject.reads {
                 self.results.missing_all(&columns, number, NO_READS);
@@ -181,7 +181,8 @@ impl<'a> Run<'a> {
                 .map(|turn| (turn.left - turn.asked) as f64 / 1e3)
                 .collect();
             let count = turns.len() as f64;
-            let values = [median(&took), spent.cpu_us / count, spent.commands / count];
+            let [cpu, scripts, commands] = [spent.cpu_us, spent.script_us, spent.commands].map(|sum| sum / count);
+            let values = [median(&took), cpu, scripts, commands];
             for (column, value) in columns.into_iter().zip(values) {
                 self.results.note(column, number, value);
             }

@@ -22,7 +22,8 @@ const SECTIONS: [Section; 9] = [
         case: measure::PAIR,
         title: "A pair that nobody is in the way of",
         says: "Acquire and release by one task: the time of the pair, the processor time of the server's main thread for it (reading, \
-            scripts, answering), and the commands it ran, those within scripts as well.",
+            scripts, answering), the time of the scripts alone by its own count (INFO commandstats, EVAL and EVALSHA; what is called outside of \
+            scripts, as rslock's SET, is not in it), and the commands it ran, those within scripts as well.",
         plots: &[],
     },
     Section {
