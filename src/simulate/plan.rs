@@ -156,7 +156,8 @@ impl Flaw {
     /// What a run that it breaks must say: the promise, as `docs/guarantees.md` numbers them.
     pub fn breaks(self) -> &'static str {
         match self {
-            Flaw::ClocksApart | Flaw::ClockForward | Flaw::LongGrants | Flaw::LossDenied => "G1 ",
+            Flaw::ClocksApart | Flaw::ClockForward | Flaw::LongGrants => "G1 ",
+            Flaw::LossDenied => "by a lease that the server lost",
             Flaw::LostUnheard => "G2 ",
             Flaw::FencesByCount | Flaw::FencesReused => "G3 ",
             Flaw::RefusedForNothing => "G4 ",
