@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
+use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use relatch::{Relatch, WriteGuard};
 use tokio::task::JoinSet;
@@ -41,6 +42,11 @@ const AT_ONCE: usize = 64;
 const SHARED: f64 = 0.25;
 const BYTES: f64 = 0.25;
 const TIME: f64 = 0.6;
+const CHANCE: f64 = 0.05;
+
+/// The check on a cluster: masters, and at most so many names and clients.
+const MASTERS: u16 = 3;
+const CLUSTERED: (u32, u32) = (12_000, 200);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -64,6 +70,8 @@ struct Units {
     reader: f64,
     waiter: f64,
     client: f64,
+    /// A channel of a slot that a client listens to, in a cluster.
+    ear: f64,
     /// Per write pair, read pair, handoff, call of a renewal and name in it, poll, and second of an idle client.
     pair: Each,
     read_pair: Each,
@@ -72,6 +80,8 @@ struct Units {
     renewed: Each,
     poll: Each,
     idle: Each,
+    /// Beginning to listen to a slot, and no longer.
+    listening: Each,
     /// Names in a renewal's call, of a client that holds many.
     names_a_call: f64,
 }
@@ -127,6 +137,14 @@ struct Load {
     pairs: f64,
     handoffs: f64,
     names_a_call: f64,
+    /// In a cluster: the slots that clients use here, each client's counted.
+    ears: f64,
+}
+
+/// In how many slots of a cluster so many names are.
+fn slots(names: f64) -> f64 {
+    const SLOTS: f64 = 16_384.0;
+    SLOTS * (1.0 - (1.0 - 1.0 / SLOTS).powf(names))
 }
 
 /// What a server pays for a load.
@@ -162,12 +180,13 @@ impl Units {
                 + load.holds * self.hold
                 + load.readers * self.reader
                 + load.waiters * self.waiter
-                + load.clients * self.client,
+                + load.clients * self.client
+                + load.ears * self.ear,
             calls: 2.0 * (load.pairs + load.handoffs) + renewals + polls + alive,
             renewals,
             each,
             connections: 2.0 * load.clients,
-            channels: load.clients,
+            channels: if load.ears > 0.0 { load.ears } else { load.clients },
         }
     }
 }
@@ -175,20 +194,38 @@ impl Units {
 pub(crate) async fn run(args: &Args, root: &Path) -> anyhow::Result<bool> {
     let server = Server::start().await?;
     eprintln!("the server by itself");
-    let mut meter = Meter {
-        server: &server,
-        alone_us: 0.0,
-    };
-    let alone = Duration::from_secs(5);
-    let spent = meter.during(alone).await?;
-    meter.alone_us = spent.cpu_us / spent.seconds;
+    let meter = Meter::of_idle(&server).await?;
     eprintln!("unit costs");
-    let units = units(&meter).await?;
+    let mut units = units(&meter).await?;
     server.flush().await?;
     eprintln!("the check: {} names, {} clients", args.names, args.clients);
-    let rows = check(&meter, &units, args).await?;
-    let held = rows.iter().all(Checked::holds);
+    let rows = check(&[&server], &server.url, &units, args).await?;
+    let version = server.version.clone();
+    drop(server);
+    eprintln!("a cluster: what it costs to listen to slots");
+    let one = Server::start_cluster(1).await?;
+    listening(&one[0], &mut units).await?;
+    drop(one);
+    let few = Args {
+        names: args.names.min(CLUSTERED.0),
+        clients: args.clients.min(CLUSTERED.1),
+        write: false,
+    };
+    eprintln!(
+        "the check on {MASTERS} masters: {} names, {} clients",
+        few.names, few.clients
+    );
+    let masters = Server::start_cluster(MASTERS).await?;
+    let of_cluster = check(
+        &masters.iter().collect::<Vec<_>>(),
+        &cluster_url(&masters),
+        &units,
+        &few,
+    )
+    .await?;
+    let held = rows.iter().chain(&of_cluster).all(Checked::holds);
 
+    drop(masters);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let mut measured = format!(
         "`benches/peers/run capacity --names {} --clients {}`: {}, on {cores} cores, Redis {} without persistence, jemalloc's \
@@ -196,13 +233,15 @@ pub(crate) async fn run(args: &Args, root: &Path) -> anyhow::Result<bool> {
         args.names,
         args.clients,
         crate::today(),
-        server.version,
+        version,
     );
     units_table(&mut measured, &units);
     measured.push_str("\n### What follows\n\n");
     scenarios(&mut measured, &units);
     measured.push_str("\n### Checked\n\n");
-    check_table(&mut measured, &rows, args);
+    check_table(&mut measured, &rows, args, 1);
+    measured.push('\n');
+    check_table(&mut measured, &of_cluster, &few, MASTERS);
     println!("{measured}");
     if args.write {
         let page = root.join("docs/capacity.md");
@@ -212,22 +251,30 @@ pub(crate) async fn run(args: &Args, root: &Path) -> anyhow::Result<bool> {
     Ok(held)
 }
 
-async fn client(server: &Server) -> anyhow::Result<Relatch> {
-    client_of(server, Duration::from_secs_f64(LEASE_S)).await
+fn cluster_url(servers: &[Server]) -> String {
+    let seeds: Vec<String> = servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port))
+        .collect();
+    format!("redis-cluster://{}", seeds.join(","))
 }
 
-async fn client_of(server: &Server, lease: Duration) -> anyhow::Result<Relatch> {
+async fn client(url: &str) -> anyhow::Result<Relatch> {
+    client_of(url, Duration::from_secs_f64(LEASE_S)).await
+}
+
+async fn client_of(url: &str, lease: Duration) -> anyhow::Result<Relatch> {
     let client = Relatch::builder()
-        .url(&server.url)
+        .url(url)
         .lease(lease)
         .claim(lease / 6)
         .response_timeout(Duration::from_secs(20));
     Ok(client.connect().await?)
 }
 
-async fn clients(server: &Server, count: usize) -> anyhow::Result<Vec<Relatch>> {
+async fn clients(url: &str, count: usize) -> anyhow::Result<Vec<Relatch>> {
     stream::iter(0..count)
-        .map(|_| client(server))
+        .map(|_| client(url))
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await
@@ -267,7 +314,18 @@ struct Meter<'a> {
     alone_us: f64,
 }
 
-impl Meter<'_> {
+impl<'a> Meter<'a> {
+    /// Of a server that has nothing to do.
+    async fn of_idle(server: &'a Server) -> anyhow::Result<Self> {
+        let mut meter = Self {
+            server,
+            alone_us: 0.0,
+        };
+        let spent = meter.during(Duration::from_secs(5)).await?;
+        meter.alone_us = spent.cpu_us / spent.seconds;
+        Ok(meter)
+    }
+
     async fn of(&self, work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<Spent> {
         let looking = self.server.looking().await?;
         let before = self.server.spent().await?;
@@ -293,7 +351,7 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
     let server = meter.server;
     let mut units = Units::default();
     let sample = SAMPLE as f64;
-    let one = client(server).await?;
+    let one = client(&server.url).await?;
     let ours = Subject {
         name: "relatch",
         version: String::new(),
@@ -312,7 +370,7 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
     give_back(held).await?;
 
     eprintln!("  renewals of one client that holds many");
-    let brisk = client_of(server, BRISK).await?;
+    let brisk = client_of(&server.url, BRISK).await?;
     let held = hold(&brisk, names("name", SAMPLE)).await?;
     let many = rounds(meter).await?;
     give_back(held).await?;
@@ -332,7 +390,7 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
 
     // Each on a name of its own: others of the same name share a poll, and take less memory.
     let held = hold(&one, names("waited", SAMPLE / 8)).await?;
-    let other = client(server).await?;
+    let other = client(&server.url).await?;
     let before = server.memory().await?;
     let mut line = JoinSet::new();
     for name in names("waited", SAMPLE / 8) {
@@ -348,7 +406,7 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
 
     eprintln!("  clients");
     let before = server.memory().await?;
-    let crowd = clients(server, CROWD).await?;
+    let crowd = clients(&server.url, CROWD).await?;
     // All there is to an idle client comes by once in this time, and buffers of its beginning are given back.
     let time = Duration::from_secs_f64(ANNOUNCE_S);
     let idle = meter.during(time).await?;
@@ -357,7 +415,7 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
     close(crowd).await?;
 
     eprintln!("  renewals of clients that hold one each");
-    let crowd = stream::iter(0..CROWD).map(|_| client_of(server, BRISK));
+    let crowd = stream::iter(0..CROWD).map(|_| client_of(&server.url, BRISK));
     let crowd: Vec<Relatch> = crowd.buffer_unordered(AT_ONCE).try_collect().await?;
     let mut held = Vec::new();
     for (number, client) in crowd.iter().enumerate() {
@@ -399,6 +457,31 @@ async fn units(meter: &Meter<'_>) -> anyhow::Result<Units> {
     session.close().await?;
     close(vec![one, other]).await?;
     Ok(units)
+}
+
+/// What each slot costs that a client begins to use, from names that another client has used: they are there, and the first client listens to
+/// their slots already.
+async fn listening(server: &Server, units: &mut Units) -> anyhow::Result<()> {
+    let meter = Meter::of_idle(server).await?;
+    let url = cluster_url(std::slice::from_ref(server));
+    let (one, other) = (client(&url).await?, client(&url).await?);
+    for _ in 0..2 {
+        give_back(hold(&one, names("name", SAMPLE)).await?).await?;
+    }
+    let ears = async || server.number("stats", "pubsubshard_channels").await;
+    let before = (server.memory().await?, ears().await?);
+    let first = meter
+        .of(async { give_back(hold(&other, names("name", SAMPLE)).await?).await })
+        .await?;
+    let after = (server.memory().await?, ears().await?);
+    let again = meter
+        .of(async { give_back(hold(&other, names("name", SAMPLE)).await?).await })
+        .await?;
+    let count = after.1 - before.1;
+    ensure!(count > 0.0, "nothing is listened to");
+    units.ear = (after.0 - before.0) / count;
+    units.listening = Each::of(first.since(again), count);
+    close(vec![one, other]).await
 }
 
 /// Some rounds of renewals of brisk clients.
@@ -460,40 +543,71 @@ impl Checked {
     }
 }
 
-async fn check(meter: &Meter<'_>, units: &Units, args: &Args) -> anyhow::Result<Vec<Checked>> {
-    let server = meter.server;
+/// On one server, or on the masters of a cluster: for these the mean of what they tell.
+async fn check(servers: &[&Server], url: &str, units: &Units, args: &Args) -> anyhow::Result<Vec<Checked>> {
     let (names, count) = (args.names as usize, args.clients as usize);
-    let before = server.memory().await?;
-    let others = server.number("clients", "connected_clients").await?;
-    let crowd = clients(server, count).await?;
+    let masters = servers.len() as f64;
+    let sum = async |section: &str, field: &str| {
+        let mut sum = 0.0;
+        for server in servers {
+            sum += server.number(section, field).await?;
+        }
+        anyhow::Ok(sum / masters)
+    };
+    let mut meters = Vec::new();
+    for server in servers {
+        meters.push(Meter::of_idle(server).await?);
+    }
+    let before = sum("memory", "used_memory").await?;
+    let others = sum("clients", "connected_clients").await?;
+    let crowd = clients(url, count).await?;
     let mut held = Vec::new();
     for (number, client) in crowd.iter().enumerate() {
         // As even as it goes.
         let share = names / count + usize::from(number < names % count);
         held.extend(hold(client, self::names(&format!("held-{number}"), share)).await?);
     }
-    let connections = server.number("clients", "connected_clients").await? - others;
-    let channels = server.number("stats", "pubsub_channels").await?;
+    let connections = sum("clients", "connected_clients").await? - others;
+    let in_cluster = servers.len() > 1;
+    let channels = sum(
+        "stats",
+        if in_cluster {
+            "pubsubshard_channels"
+        } else {
+            "pubsub_channels"
+        },
+    )
+    .await?;
     eprintln!("  held; two rounds of renewals");
-    // Whole rounds, so that it does not matter when in one they begin.
-    let rounds = 2.0;
-    let spent = meter
-        .during(Duration::from_secs_f64(rounds * LEASE_S / 3.0))
-        .await?;
-    let seconds = spent.seconds;
-    let memory = server.memory().await? - before;
+    // Whole rounds, from between two of them if all were held within less than one.
+    sleep(Duration::from_secs_f64(LEASE_S / 6.0)).await;
+    let time = Duration::from_secs_f64(2.0 * LEASE_S / 3.0);
+    let all = try_join_all(meters.iter().map(|meter| meter.during(time))).await?;
+    let mean = |of: fn(&Spent) -> f64| all.iter().map(of).sum::<f64>() / masters;
+    let seconds = mean(|spent| spent.seconds);
+    let memory = sum("memory", "used_memory").await? - before;
     ensure!(
         held.iter().all(WriteGuard::is_held),
         "a hold was lost although it was renewed"
     );
-    // No more than a client has.
     let names_a_call = units.names_a_call.min((names / count) as f64).max(1.0);
     let load = Load {
         clients: count as f64,
-        names: names as f64,
-        holds: names as f64,
+        names: names as f64 / masters,
+        holds: names as f64 / masters,
         names_a_call,
         ..Load::default()
+    };
+    let load = if in_cluster {
+        let (each, all) = ((names / count) as f64, count as f64);
+        Load {
+            ears: all * slots(each) / masters,
+            // Names of a call share a slot.
+            names_a_call: each / slots(each),
+            ..load
+        }
+    } else {
+        load
     };
     let cost = units.cost(&load);
     let row = |what, unit, expected, measured, tolerance| Checked {
@@ -505,37 +619,50 @@ async fn check(meter: &Meter<'_>, units: &Units, args: &Args) -> anyhow::Result<
     };
     let rows = vec![
         row("connections", "", cost.connections, connections, 0.0),
-        row("channels", "", cost.channels, channels, 0.0),
+        // Which names share a slot is chance.
+        row(
+            "channels",
+            "",
+            cost.channels,
+            channels,
+            if in_cluster { CHANCE } else { 0.0 },
+        ),
         row("memory", "MB", cost.memory / 1e6, memory / 1e6, BYTES),
         row(
             "renewals",
             "calls/s",
             cost.renewals,
-            spent.scripts / seconds,
+            mean(|spent| spent.scripts) / seconds,
             SHARED,
         ),
         row(
             "received",
             "kB/s",
             cost.each.bytes_in / 1e3,
-            spent.bytes_in / seconds / 1e3,
+            mean(|spent| spent.bytes_in) / seconds / 1e3,
             BYTES,
         ),
         row(
             "sent",
             "kB/s",
             cost.each.bytes_out / 1e3,
-            spent.bytes_out / seconds / 1e3,
+            mean(|spent| spent.bytes_out) / seconds / 1e3,
             BYTES,
         ),
         row(
             "processor",
             "% of a core",
             cost.each.cpu_us / 1e4,
-            spent.cpu_us / seconds / 1e4,
+            mean(|spent| spent.cpu_us) / seconds / 1e4,
             TIME,
         ),
-        row("messages", "/s", 0.0, spent.published / seconds, 0.0),
+        row(
+            "messages",
+            "/s",
+            0.0,
+            mean(|spent| spent.published) / seconds,
+            0.0,
+        ),
     ];
     // The server ends with the run; there is nothing to give back to.
     for guard in held {
@@ -564,6 +691,7 @@ fn units_table(out: &mut String, units: &Units) {
         ("a write hold, on top of its name", units.hold),
         ("a further reader of a name", units.reader),
         ("a waiter, the first of its name", units.waiter),
+        ("a slot of a cluster that a client uses", units.ear),
         (
             "a client: two connections, a subscription, who it is",
             units.client,
@@ -583,6 +711,7 @@ fn units_table(out: &mut String, units: &Units) {
         ("each name in it", units.renewed),
         ("a poll of a waiter", units.poll),
         ("a second of an idle client", units.idle),
+        ("a slot of a cluster that a client begins to use", units.listening),
     ] {
         let [cpu, received, sent, published] =
             [each.cpu_us, each.bytes_in, each.bytes_out, each.published].map(|value| digits(value.max(0.0)));
@@ -628,6 +757,7 @@ fn scenarios(out: &mut String, units: &Units) {
         pairs: load.pairs / masters,
         handoffs: load.handoffs / masters,
         names_a_call: 1.0,
+        ears: load.clients * slots(load.names / load.clients) / masters,
     };
     out.push_str(
         "On one server, or on each master of a cluster:\n\n\
@@ -714,10 +844,14 @@ fn scenarios(out: &mut String, units: &Units) {
     }
 }
 
-fn check_table(out: &mut String, rows: &[Checked], args: &Args) {
+fn check_table(out: &mut String, rows: &[Checked], args: &Args, masters: u16) {
+    let place = match masters {
+        1 => "one server".to_owned(),
+        _ => format!("a cluster of {masters} masters (each of them, the mean)"),
+    };
     let _ = write!(
         out,
-        "{} names held to write by {} clients on one server, at the defaults, over two rounds of renewals:\n\n\
+        "{} names held to write by {} clients on {place}, at the defaults, over two rounds of renewals:\n\n\
         | what | by the formula | measured | ratio | may be off by | |\n|---|---:|---:|---:|---:|---|\n",
         grouped(f64::from(args.names)),
         grouped(f64::from(args.clients)),

@@ -161,8 +161,13 @@ impl<'a> Run<'a> {
         let session = subject.open(&self.server.url, 1).await?;
         for mode in [Mode::Write, Mode::Read] {
             let word = if mode == Mode::Write { "write" } else { "read" };
-            let columns = [("", "µs"), (", server", "µs"), (", scripts", "µs"), (", commands", "")]
-                .map(|(what, unit)| self.results.column(PAIR, format!("{word} pair{what}"), unit));
+            let columns = [
+                ("", "µs"),
+                (", server", "µs"),
+                (", scripts", "µs"),
+                (", commands", ""),
+            ]
+            .map(|(what, unit)| self.results.column(PAIR, format!("{word} pair{what}"), unit));
             if mode == Mode::Read && !subject.reads {
                 self.results.missing_all(&columns, number, NO_READS);
                 continue;
@@ -181,7 +186,8 @@ impl<'a> Run<'a> {
                 .map(|turn| (turn.left - turn.asked) as f64 / 1e3)
                 .collect();
             let count = turns.len() as f64;
-            let [cpu, scripts, commands] = [spent.cpu_us, spent.script_us, spent.commands].map(|sum| sum / count);
+            let [cpu, scripts, commands] =
+                [spent.cpu_us, spent.script_us, spent.commands].map(|sum| sum / count);
             let values = [median(&took), cpu, scripts, commands];
             for (column, value) in columns.into_iter().zip(values) {
                 self.results.note(column, number, value);

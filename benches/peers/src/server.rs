@@ -18,6 +18,9 @@ const BOUND: Duration = Duration::from_secs(60);
 
 pub(crate) struct Server {
     pub(crate) url: String,
+    pub(crate) port: u16,
+    /// Where the other nodes of a cluster talk to it.
+    bus: u16,
     pub(crate) version: String,
     process: Child,
     connection: MultiplexedConnection,
@@ -53,6 +56,46 @@ pub(crate) async fn connect(
 
 impl Server {
     pub(crate) async fn start() -> anyhow::Result<Self> {
+        Self::start_with(false).await
+    }
+
+    /// Masters that have the slots of a cluster between them.
+    pub(crate) async fn start_cluster(masters: u16) -> anyhow::Result<Vec<Self>> {
+        const SLOTS: u32 = 16_384;
+        let mut servers = Vec::new();
+        for _ in 0..masters {
+            servers.push(Self::start_with(true).await?);
+        }
+        let share = |number: usize| SLOTS * number as u32 / u32::from(masters);
+        for (number, server) in servers.iter().enumerate() {
+            let mut slots = redis::cmd("CLUSTER");
+            slots
+                .arg("ADDSLOTSRANGE")
+                .arg(share(number))
+                .arg(share(number + 1) - 1);
+            server.ask::<()>(&slots).await?;
+            let mut meet = redis::cmd("CLUSTER");
+            meet.arg("MEET")
+                .arg("127.0.0.1")
+                .arg(servers[0].port)
+                .arg(servers[0].bus);
+            server.ask::<()>(&meet).await?;
+        }
+        let until = Instant::now() + BOUND;
+        for server in &servers {
+            let known = |text: &str| {
+                text.contains("cluster_state:ok")
+                    && text.contains(&format!("cluster_known_nodes:{masters}\r"))
+            };
+            while !known(&server.ask::<String>(redis::cmd("CLUSTER").arg("INFO")).await?) {
+                ensure!(Instant::now() < until, "the servers do not come to be a cluster");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(servers)
+    }
+
+    async fn start_with(cluster: bool) -> anyhow::Result<Self> {
         let named = std::env::var("RELATCH_REDIS_SERVER").ok();
         let program = named
             .into_iter()
@@ -63,10 +106,24 @@ impl Server {
             })
             .context("no redis-server found: tests/run installs it, or name one in RELATCH_REDIS_SERVER")?;
         for _ in 0..10 {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let [one, other] = [
+                TcpListener::bind("127.0.0.1:0")?,
+                TcpListener::bind("127.0.0.1:0")?,
+            ];
+            let ports = [one.local_addr()?.port(), other.local_addr()?.port()];
+            drop([one, other]);
             let directory = tempfile::Builder::new().prefix("relatch-peers-").tempdir()?;
-            let process = Command::new(&program)
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            let mut command = Command::new(&program);
+            if cluster {
+                command.args([
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-port",
+                    &ports[1].to_string(),
+                ]);
+            }
+            let process = command
+                .args(["--port", &ports[0].to_string(), "--bind", "127.0.0.1"])
                 .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
                 .args(["--maxclients", "10000"])
                 .arg("--dir")
@@ -76,7 +133,7 @@ impl Server {
                 .stderr(Stdio::null())
                 .spawn()
                 .with_context(|| format!("{program} can't be started"))?;
-            if let Some(server) = Self::reach(port, process, directory).await? {
+            if let Some(server) = Self::reach(ports, process, directory).await? {
                 return Ok(server);
             }
         }
@@ -84,7 +141,11 @@ impl Server {
     }
 
     /// `None`: it ended, as somebody else had the port.
-    async fn reach(port: u16, mut process: Child, directory: TempDir) -> anyhow::Result<Option<Self>> {
+    async fn reach(
+        [port, bus]: [u16; 2],
+        mut process: Child,
+        directory: TempDir,
+    ) -> anyhow::Result<Option<Self>> {
         let url = format!("redis://127.0.0.1:{port}");
         let until = Instant::now() + BOUND;
         loop {
@@ -94,6 +155,8 @@ impl Server {
             if let Ok((connection, _)) = connect(&url).await {
                 let mut server = Self {
                     url: url.clone(),
+                    port,
+                    bus,
                     version: String::new(),
                     process,
                     connection,
