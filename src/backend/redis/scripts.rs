@@ -238,7 +238,12 @@ impl Encoded {
     /// What every script but `fenced` is told first, after all keys.
     fn begin(&mut self, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) {
         self.number(call_id);
-        for setting in [tuning.claim_ms, tuning.mark_ms, tuning.retention_ms, u64::from(trust)] {
+        for setting in [
+            tuning.claim_ms,
+            tuning.mark_ms,
+            tuning.retention_ms,
+            u64::from(trust),
+        ] {
             number_to_wire(setting, &mut self.text);
             self.text.push(' ');
         }

@@ -5,8 +5,9 @@
 //! machine share, when it was running and when it called release; sorted by their fences these are the handoffs. Those within one process are left out.
 //!
 //! The floor is the least that could do this between two processes: a script that writes one hash field and publishes, from its call to
-//! the running of the task that waits for the message. Floor and handoffs alternate. The chain has one release per handoff and nothing else, so the
-//! server's own count tells what a handoff costs it.
+//! the running of the task that waits for the message. Floor and handoffs alternate, as many in a row and after the same rest: a processor that
+//! has had nothing to do takes its time to wake up, and one that is busy does not. The chain has one release per handoff and nothing else, so
+//! the server's own count tells what a handoff costs it.
 
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ use crate::cli::demo::process::{parse, send, start};
 const WAITERS: [usize; 5] = [1, 2, 10, 100, 1000];
 /// How often each is done in a round.
 const TIMES: [usize; 5] = [50, 50, 10, 1, 1];
-/// Floors in a round.
-const EXCHANGES: usize = 100;
+/// Before the first of a row, for those who wait: their processes have nothing to do.
+const REST: Duration = Duration::from_millis(2);
 /// Nothing here takes so long.
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -188,9 +189,12 @@ impl Helper {
 #[derive(Default)]
 struct Chain {
     latencies: Vec<f64>,
+    /// The same of the bare script.
+    floors: Vec<f64>,
     /// Per handoff, a number for each chain.
     commands: Vec<f64>,
     server: Vec<f64>,
+    bare: Vec<f64>,
 }
 
 pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
@@ -228,26 +232,14 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
         .map(|(waiters, times)| (waiters, if ground.quick { times.div_ceil(5) } else { times }))
         .collect();
     let mut chains: Vec<Chain> = sizes.iter().map(|_| Chain::default()).collect();
-    let mut floors = Vec::new();
-    let mut bare = Vec::new();
     let mut held = Some(lock.write().await?);
     ground
         .rounds(if ground.quick { 1 } else { 3 }, async |_| {
-            let before = redis.stats().await?;
-            for _ in 0..EXCHANGES {
-                wire.call(0).await?;
-                // How long ours took it tells with its own.
-                let (theirs, ours) = timeout(BOUND, wire.hear())
-                    .await?
-                    .context("the connection is gone")?;
-                floors.extend([theirs, ours].map(|ns| ns as f64 / 1000.0));
-            }
-            let (calls, usec) = redis.stats().await?.since(&before).scripts();
-            bare.push(usec / calls);
             for ((waiters, times), chain) in sizes.iter().zip(&mut chains) {
                 for _ in 0..*times {
                     let guard = held.take().context("the parent holds between two chains")?;
                     held = Some(go_round(redis, &client, &lock, &mut helpers, guard, *waiters, chain).await?);
+                    exchange(redis, &mut wire, waiters.div_ceil(2), chain).await?;
                 }
             }
             Ok(())
@@ -255,11 +247,9 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
         .await?;
     drop(held);
 
-    let (floor, floor_p99) = (median(&floors), percentile(&floors, 0.99));
     let alone = chains.first().map_or(f64::NAN, |chain| median(&chain.commands));
     let most = sizes.last().map(|(waiters, _)| *waiters);
-    let mut rows =
-        vec![Row::new("the floor itself, 99 of 100 are quicker", floor_p99, "µs").floor("its median", floor)];
+    let mut rows = Vec::new();
     for ((waiters, _), chain) in sizes.iter().zip(&chains) {
         let judged = *waiters == 2 || Some(*waiters) == most;
         let judge = |row: Row, bar| if judged { row.bar(bar) } else { row };
@@ -270,7 +260,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
                 median(&chain.latencies),
                 "µs",
             )
-            .floor(BARE, floor)
+            .floor(BARE, median(&chain.floors))
             .at("median, µs", "in line", *waiters);
             rows.push(judge(row, Bar::RatioAtMost(1.3)));
             let late = percentile(&chain.latencies, 0.99);
@@ -279,9 +269,21 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
                 late,
                 "µs",
             )
-            .floor("the bare script's median", floor)
+            .floor("the bare script's median", median(&chain.floors))
             .at("99 of 100, µs", "in line", *waiters);
             rows.push(judge(row, Bar::RatioAtMost(4.0)));
+            let late = percentile(&chain.floors, 0.99);
+            rows.push(
+                Row::new(
+                    format!(
+                        "the bare script, {} in a row, 99 of 100",
+                        HumanCount(*waiters as u64)
+                    ),
+                    late,
+                    "µs",
+                )
+                .floor("its median", median(&chain.floors)),
+            );
         }
     }
     for ((waiters, _), chain) in sizes.iter().zip(&chains) {
@@ -307,7 +309,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
                 median(&chain.server),
                 "µs",
             )
-            .floor(BARE, median(&bare)),
+            .floor(BARE, median(&chain.bare)),
         );
     }
     Ok(Measured::Rows(rows))
@@ -336,6 +338,7 @@ async fn go_round(
         (guard, now_ns())
     }]);
     in_line(client, lock, waiters).await?;
+    sleep(REST).await;
 
     let before = redis.stats().await?;
     let mut turns = vec![(
@@ -381,6 +384,23 @@ async fn go_round(
     chain.commands.push(after.commands() / handoffs);
     chain.server.push(after.scripts().1 / handoffs);
     Ok(guard)
+}
+
+/// The floor: from the parent to a child and back, so many times in a row.
+async fn exchange(redis: &Server, wire: &mut Wire, times: usize, chain: &mut Chain) -> anyhow::Result<()> {
+    sleep(REST).await;
+    let before = redis.stats().await?;
+    for _ in 0..times {
+        wire.call(0).await?;
+        // How long ours took it tells with its own.
+        let (theirs, ours) = timeout(BOUND, wire.hear())
+            .await?
+            .context("the connection is gone")?;
+        chain.floors.extend([theirs, ours].map(|ns| ns as f64 / 1000.0));
+    }
+    let (calls, usec) = redis.stats().await?.since(&before).scripts();
+    chain.bare.push(usec / calls);
+    Ok(())
 }
 
 /// Until so many wait.
