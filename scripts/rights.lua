@@ -4,15 +4,16 @@
 -- with WRONGTYPE, after the right to them has been checked; it is gone at the end. A test compares the list with the scripts.
 --
 -- KEYS
---   1 STRING   a key that nobody else uses
+--   1 STRING   a key that nobody else uses; none in a cluster, where each node is asked for itself, whichever slots it has
 -- ARGV
---   1 channel  one that nobody listens to; in a cluster one of the slot of KEYS
+--   1 channel  one that nobody listens to
+--   2 key      in a cluster, such a key. A node that does not have it says so after it has looked at the rights, and nothing is written
 -- Replies
 --   for each command that is forbidden, its name, and `command`, `key` or `channel` for what is missing
---   READONLY, as an error, from a replica
+--   READONLY, as an error, from a replica; in a cluster the rights there too, as it may be the master soon
 -- Wakes
 --   nobody.
-local KEY, CHANNEL = KEYS[1], ARGV[1]
+local KEY, CHANNEL = KEYS[1] or ARGV[2], ARGV[1]
 local missing = {}
 
 local function try(command, ...)
@@ -29,7 +30,7 @@ local function try(command, ...)
 end
 
 local readonly = try('SET', KEY, '', 'PX', 1000)
-if readonly then
+if readonly and KEYS[1] then
   return readonly
 end
 -- Without the string these two would make something.

@@ -10,7 +10,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 
 use crate::backend::redis::dial::{OLDEST, Peer};
-use crate::backend::redis::refusal::{CHANNELS, KEYS, classify, printable};
+use crate::backend::redis::refusal::{CHANNELS, KEYS, classify, missing_rule, printable};
 use crate::backend::redis::{scripts, slots};
 use crate::error::Error;
 use crate::protocol::ClientId;
@@ -32,6 +32,8 @@ pub(super) struct Fitness {
     pub(super) by_source: bool,
     /// Messages may be sent: the right to.
     pub(super) publishes: bool,
+    /// What a cluster knows this node by.
+    pub(super) node: Option<String>,
     pub(super) remarks: Vec<String>,
 }
 
@@ -44,17 +46,36 @@ pub(super) async fn check(
 ) -> Result<Fitness, Error> {
     // In one go: on a long way to the server each round trip counts. Every script is loaded ahead, so that no call has to carry its
     // source; a server that forbids it, or forgets them later, is sent the source with the call.
-    let mut questions = ::redis::Pipeline::with_capacity(2 + scripts::AHEAD.len());
+    let mut questions = ::redis::Pipeline::with_capacity(5 + scripts::AHEAD.len());
+    if cluster {
+        // Each of a cluster's nodes is asked for itself: what one forbids another may allow. The first holds for the next command only.
+        questions.cmd("ASKING");
+        questions.cmd("CLUSTER").arg("SLOTS");
+        questions.cmd("CLUSTER").arg("NODES");
+    }
     questions.cmd("INFO");
     for script in scripts::AHEAD {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.source);
     }
     questions.cmd("SCRIPT").arg("LOAD").arg(RIGHTS);
     let answers = connection
-        .send_packed_commands(&questions, 0, 2 + scripts::AHEAD.len())
+        .send_packed_commands(&questions, 0, questions.len())
         .await
         .map_err(|error| peer.handshake_failed(&error))?;
     let mut answers = answers.into_iter();
+    let mut forbidden: Vec<String> = Vec::new();
+    let mut node = None;
+    if cluster {
+        let of_cluster: Vec<Value> = answers.by_ref().take(3).collect();
+        for answer in &of_cluster {
+            if let Value::ServerError(error) = answer
+                && error.kind() == Some(ServerErrorKind::NoPerm)
+            {
+                forbidden.push(missing_rule(error.details().unwrap_or_default()));
+            }
+        }
+        node = of_cluster.last().and_then(slots::myself);
+    }
     let mut remarks = Vec::new();
     let info = match answers.next() {
         Some(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm) => None,
@@ -80,12 +101,8 @@ pub(super) async fn check(
     if let Some(Value::ServerError(error)) = answers.next() {
         tracing::debug!(server = %peer.place, %error, "the scripts are not loaded ahead");
     }
-    let rights = rights(peer, connection, client, cluster && shards).await?;
-    let mut forbidden: Vec<String> = rights
-        .missing
-        .iter()
-        .map(|(command, what)| rule(command, what))
-        .collect();
+    let rights = rights(peer, connection, client, cluster, shards).await?;
+    forbidden.extend(rights.missing.iter().map(|(command, what)| rule(command, what)));
     forbidden.sort_unstable();
     forbidden.dedup();
     // Without messages it works, if slowly.
@@ -114,6 +131,7 @@ pub(super) async fn check(
         shards,
         by_source: rights.by_source,
         publishes,
+        node,
         remarks,
     })
 }
@@ -129,18 +147,25 @@ async fn rights(
     peer: &Peer,
     connection: &mut MultiplexedConnection,
     client: ClientId,
-    sharded: bool,
+    cluster: bool,
+    shards: bool,
 ) -> Result<Rights, Error> {
     let key = format!("relatch:1:probe:{}", client.wire());
-    let channel = if sharded {
+    let channel = if cluster && shards {
         slots::channel(slots::slot_of_plain(&key), client)
     } else {
         scripts::channel(client)
     };
+    let channel = format!("{channel}:probe");
     let ask = |verb: &str, script: &str| {
         let mut ask = Cmd::new();
-        ask.arg(verb).arg(script).arg(1);
-        ask.arg(&key).arg(format!("{channel}:probe"));
+        ask.arg(verb).arg(script);
+        if cluster {
+            // With a key most nodes would send us to another one, and say nothing of themselves.
+            ask.arg(0).arg(&channel).arg(&key);
+        } else {
+            ask.arg(1).arg(&key).arg(&channel);
+        }
         ask
     };
     let by_hash = connection
@@ -199,11 +224,9 @@ fn told(
             if closed {
                 return Ok(Err(error));
             }
-            match error.kind() {
-                // The key belongs to another node: nothing was asked.
-                Some(ServerErrorKind::Moved | ServerErrorKind::Ask) => Ok(Ok(Vec::new())),
+            match error.code() {
                 // Its first call will tell, or the calls that give back work all the same.
-                _ if error.code() == "OOM" => Ok(Ok(Vec::new())),
+                "OOM" => Ok(Ok(Vec::new())),
                 _ => Err(classify(&peer.place, "the scripts", &error).into_error()),
             }
         }

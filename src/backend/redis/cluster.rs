@@ -32,9 +32,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::backend::Sink;
 use crate::backend::redis::dial::Peer;
-use crate::backend::redis::link::{Ear, LATE, Linker, Way, jitter};
+use crate::backend::redis::link::{Ear, LATE, Linker, Remarks, Way, is_closed_to_us, jitter, no_messages};
 use crate::backend::redis::options::{Address, RedisOptions, Target};
-use crate::backend::redis::refusal::{CHANNELS, classify, printable};
+use crate::backend::redis::refusal::{classify, printable};
 use crate::backend::redis::slots::{self, Place, SLOTS, View};
 use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
@@ -100,6 +100,8 @@ pub(super) struct Cluster {
     /// There are nodes that nobody drives yet.
     undriven: Notify,
     ears: Mutex<Ears>,
+    /// What is not as it should be with the nodes, and with all of them together under the cluster's own place.
+    remarks: Arc<Remarks>,
     /// There is something to do for the ears.
     ears_changed: Notify,
     generation: watch::Sender<u64>,
@@ -119,18 +121,16 @@ struct Ears {
     moved: bool,
     /// Some may not be heard.
     lacking: bool,
-    /// Some are not to be had: a server forbids it.
-    refused: bool,
+    /// Links on which the server forbids to listen, and until when it is not asked again.
+    refused: HashMap<u64, Moment>,
 }
 
 struct Listening {
     /// Nobody needs it from then on.
     until: Moment,
     on: Option<On>,
-    /// It has been heard of before.
-    proved: bool,
-    /// The server said no; until then it is not asked again.
-    refused_until: Moment,
+    /// Something counts on it that was sent already: whenever it comes to stand, that may have missed something.
+    counted_on: bool,
     /// The generation in which it came to be heard where it is.
     generation: u64,
     waiting: Vec<oneshot::Sender<()>>,
@@ -178,6 +178,7 @@ impl Cluster {
             doubt: Notify::new(),
             undriven: Notify::new(),
             ears: Mutex::default(),
+            remarks: Arc::default(),
             ears_changed: Notify::new(),
             generation: watch::channel(1).0,
             closed: AtomicBool::new(false),
@@ -217,27 +218,29 @@ impl Cluster {
 
     /// Whether grants come by messages, as far as is known.
     pub(super) fn pushes(&self) -> bool {
-        !self.ears.lock().refused && self.map.lock().nodes.values().all(|node| node.linker.pushes())
+        let refused = !self.ears.lock().refused.is_empty();
+        !refused && self.map.lock().nodes.values().all(|node| node.linker.pushes())
     }
 
     /// What is not as it should be with its nodes.
     pub(super) fn remarks(&self) -> Vec<String> {
-        let mut remarks: Vec<String> = Vec::new();
-        if self.ears.lock().refused {
-            remarks.push(format!(
-                "a node carries no messages of slots for this user, so waiters poll for their grants, which takes them longer: give it the \
-                 rights +ssubscribe +sunsubscribe +spublish {CHANNELS}, and the same to everybody who uses the same names"
-            ));
-        }
-        for node in self.map.lock().nodes.values() {
-            remarks.extend(node.linker.remarks());
-        }
-        remarks.sort_unstable();
-        remarks.dedup();
-        remarks
+        self.remarks.all()
     }
 
-    /// Resolves when every slot's master is linked; or when that can't be, if one is; or with what is in the way.
+    /// Remarks what has become of the ears, if that is new.
+    fn remark(&self, ears: &Ears) {
+        let remarks = if ears.refused.is_empty() {
+            Vec::new()
+        } else {
+            vec![no_messages(true)]
+        };
+        for remark in self.remarks.remember(&self.target.place, &remarks) {
+            tracing::warn!(cluster = %self.target.place, remark, "linked, but");
+        }
+    }
+
+    /// Resolves when every slot's master is linked, or can't be reached while another is; or with what is in the way. What a server says against
+    /// us is: it would be in the way of every name that it serves.
     pub(super) async fn ready(&self, within: Duration) -> Result<(), Error> {
         let known = async {
             loop {
@@ -251,6 +254,10 @@ impl Cluster {
                         .masters()
                         .map(|node| (node.linker.up().is_some(), node.linker.trouble()))
                         .collect();
+                    let against_us = states.iter().filter_map(|(_, trouble)| trouble.as_ref());
+                    if let Some(error) = against_us.into_iter().find(|error| !error.is_unreachable()) {
+                        return Err(error.clone());
+                    }
                     let settled =
                         !states.is_empty() && states.iter().all(|(up, trouble)| *up || trouble.is_some());
                     if settled && states.iter().any(|(up, _)| *up) {
@@ -368,7 +375,7 @@ impl Cluster {
             return !way.linker.is_closed();
         }
         let asked = self.clock.now();
-        match self.look(Some(&place_of(way))).await {
+        match self.look(Some(way)).await {
             Ok(Some(view)) => self.adopt(&view),
             // There is no other node, so none that could have replaced it.
             Ok(None) => {}
@@ -426,11 +433,14 @@ impl Cluster {
         );
         let node = Arc::new(Node {
             place: place.clone(),
-            linker: Arc::new(linker.of_cluster(Box::new(move |link, ear| {
-                if let Some(cluster) = ears.upgrade() {
-                    cluster.on_ear(link, ear);
-                }
-            }))),
+            linker: Arc::new(linker.of_cluster(
+                Box::new(move |link, ear| {
+                    if let Some(cluster) = ears.upgrade() {
+                        cluster.on_ear(link, ear);
+                    }
+                }),
+                self.remarks.clone(),
+            )),
             served: AtomicBool::new(false),
             used: Mutex::new(self.clock.now()),
         });
@@ -482,6 +492,7 @@ impl Cluster {
         for place in spare {
             if let Some(node) = map.nodes.remove(&place) {
                 node.linker.end();
+                self.remarks.forget(&node.linker.target.place);
             }
         }
         drop(map);
@@ -528,9 +539,12 @@ impl Cluster {
         }
     }
 
-    /// Asks who serves what: first those that are linked, and the next as well if one takes its time. `None`: there is nobody but `except`.
-    async fn look(&self, except: Option<&Place>) -> Result<Option<View>, Error> {
+    /// Asks who serves what: first those that are linked, and the next as well if one takes its time. `None`: there is nobody but `except`,
+    /// whose own word, under whichever of its names, does not count.
+    async fn look(&self, except: Option<&Way>) -> Result<Option<View>, Error> {
         let mut places: Vec<Place> = Vec::new();
+        let same = except.map(place_of);
+        let same_node = except.and_then(|way| way.live.node.as_deref());
         {
             let map = self.map.lock();
             let mut linked: Vec<&Arc<Node>> = map.masters().collect();
@@ -543,13 +557,10 @@ impl Cluster {
             }
             let linked = linked.into_iter().map(|node| &node.place);
             for place in linked.chain(&map.known).chain(&self.seeds) {
-                if !places.contains(place) && except != Some(place) {
+                if !places.contains(place) && same.as_ref() != Some(place) {
                     places.push(place.clone());
                 }
             }
-        }
-        if places.is_empty() {
-            return Ok(None);
         }
         let mut next = places.into_iter();
         let mut asked = FuturesUnordered::new();
@@ -558,13 +569,18 @@ impl Cluster {
             match next.next() {
                 Some(place) => asked.push(self.ask(place)),
                 None if asked.is_empty() => {
-                    return Err(trouble.unwrap_or_else(|| self.unreachable("names no node")));
+                    return match trouble {
+                        Some(trouble) => Err(trouble),
+                        None if except.is_some() => Ok(None),
+                        None => Err(self.unreachable("names no node")),
+                    };
                 }
                 None => {}
             }
             tokio::select! {
                 biased;
                 Some(answer) = asked.next() => match answer {
+                    Ok(view) if same_node.is_some() && view.by.as_deref() == same_node => {}
                     Ok(view) => return Ok(Some(view)),
                     // What one says that is there says more than that another is not.
                     Err(error) => if trouble.as_ref().is_none_or(Error::is_unreachable) {
@@ -619,6 +635,8 @@ impl Cluster {
                 }
                 Err(classify(&peer.place, "CLUSTER SLOTS", error).into_error())
             }
+            // Without it nobody could tell which of two that claim a slot is right.
+            [_, Value::ServerError(error)] => Err(classify(&peer.place, "CLUSTER NODES", error).into_error()),
             [slots, nodes] => match View::read(slots, nodes, place) {
                 Some(view) if view.claims.is_empty() => {
                     Err(peer.unreachable("knows of nobody who serves anything: is the cluster made?"))
@@ -638,20 +656,31 @@ impl Cluster {
         let until = self.clock.now().plus(lease + IDLE);
         let waiting = {
             let mut ears = self.ears.lock();
-            let listening = ears.slots.entry(slot).or_insert_with(Listening::new);
+            let Ears {
+                slots, due, refused, ..
+            } = &mut *ears;
+            let listening = slots.entry(slot).or_insert_with(Listening::new);
             listening.until = listening.until.max(until);
-            match listening.on {
-                Some(on) if on.link == way.live.number && on.heard => return,
-                _ if listening.refused_until > self.clock.now() => return,
-                _ => {}
+            if listening.is_heard_on(way) {
+                return;
+            }
+            if refused.contains_key(&way.live.number) {
+                listening.counted_on = true;
+                return;
             }
             let (tell, told) = oneshot::channel();
             listening.waiting.push(tell);
-            ears.due.push(slot);
+            due.push(slot);
             told
         };
         self.ears_changed.notify_one();
         let _ = timeout(LISTENING, waiting).await;
+        // The request is sent now, heard or not. What comes of it before it is heard is missed.
+        if let Some(listening) = self.ears.lock().slots.get_mut(&slot)
+            && !listening.is_heard_on(way)
+        {
+            listening.counted_on = true;
+        }
     }
 
     /// It is in use for as long as `lease` from now on.
@@ -661,7 +690,11 @@ impl Cluster {
         let mut due = false;
         let listening = ears.slots.entry(slot).or_insert_with(|| {
             due = true;
-            Listening::new()
+            // What is held or waited for there was asked for before.
+            Listening {
+                counted_on: true,
+                ..Listening::new()
+            }
         });
         listening.until = listening.until.max(until);
         if due {
@@ -754,9 +787,20 @@ impl Cluster {
         let mut lacking = false;
         let next = *self.generation.borrow() + 1;
         let mut found = Vec::new();
+        if !ears.refused.is_empty() {
+            let links: HashSet<u64> = map
+                .nodes
+                .values()
+                .filter_map(|node| Some(node.linker.up()?.number))
+                .collect();
+            ears.refused
+                .retain(|link, until| *until > now && links.contains(link));
+            self.remark(&ears);
+        }
         for slot in due {
             let owner = map.slots[usize::from(slot)].as_ref();
-            let Some(listening) = ears.slots.get_mut(&slot) else {
+            let Ears { slots, refused, .. } = &mut *ears;
+            let Some(listening) = slots.get_mut(&slot) else {
                 continue;
             };
             if sweep && listening.until < now && listening.waiting.is_empty() {
@@ -782,8 +826,9 @@ impl Cluster {
                     continue;
                 }
             }
-            if listening.refused_until > now {
+            if refused.contains_key(&way.live.number) {
                 lacking = true;
+                listening.waiting.clear();
                 continue;
             }
             lacking |= way.live.has_ears();
@@ -808,7 +853,7 @@ impl Cluster {
         let Err(error) = way.live.hear(&channel, wanted).await else {
             return;
         };
-        let mut refused_until = Moment(Duration::ZERO);
+        let mut refused = false;
         if let Some(error) = &error {
             match (error.code(), error.details().unwrap_or_default()) {
                 ("MOVED", details) => {
@@ -817,10 +862,16 @@ impl Cluster {
                     }
                 }
                 ("CLUSTERDOWN", _) => self.doubt(slot),
-                _ => refused_until = self.clock.now().plus(IDLE),
+                // Whatever else is in the way passes.
+                _ => refused = wanted && is_closed_to_us(error),
             }
         }
         let mut ears = self.ears.lock();
+        if refused {
+            let until = self.clock.now().plus(IDLE);
+            ears.refused.insert(way.live.number, until);
+            self.remark(&ears);
+        }
         if let Some(listening) = ears.slots.get_mut(&slot)
             && let Some(on) = listening.on
             && on.link == way.live.number
@@ -829,10 +880,8 @@ impl Cluster {
             // Tried again when the map has changed, or at the next sweep. Until then it is polled.
             tracing::debug!(slot, server = %way.live.peer.place, error = ?error.map(|error| printable(&error.to_string())), "can't listen");
             listening.on = None;
-            listening.refused_until = refused_until;
             listening.waiting.clear();
             ears.lacking = true;
-            ears.refused |= refused_until > self.clock.now();
         }
     }
 
@@ -951,11 +1000,14 @@ impl Listening {
         Self {
             until: Moment(Duration::ZERO),
             on: None,
-            proved: false,
-            refused_until: Moment(Duration::ZERO),
+            counted_on: false,
             generation: 0,
             waiting: Vec::new(),
         }
+    }
+
+    fn is_heard_on(&self, way: &Way) -> bool {
+        self.on.is_some_and(|on| on.link == way.live.number && on.heard)
     }
 }
 
@@ -965,13 +1017,12 @@ impl Ears {
         let Some(listening) = self.slots.get_mut(&slot) else {
             return;
         };
-        if listening.proved {
-            // It was elsewhere before: something may have been missed.
+        if listening.counted_on {
             listening.generation = generation;
             self.moved = true;
         }
-        listening.proved = true;
-        self.refused = false;
+        // From now on: it may come to stand elsewhere.
+        listening.counted_on = true;
         for told in listening.waiting.drain(..) {
             let _ = told.send(());
         }

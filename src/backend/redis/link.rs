@@ -14,12 +14,13 @@
 //!
 //! It refuses to know what a call means: that is for `super` and `scripts`.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{PushInfo, PushKind, ServerError, ServerErrorKind, Value};
+use ::redis::{PushInfo, PushKind, RedisError, ServerError, ServerErrorKind, Value};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -30,7 +31,7 @@ use crate::backend::redis::dial::Peer;
 use crate::backend::redis::options::{RedisOptions, Target, Where};
 use crate::backend::redis::refusal::{CHANNELS, printable};
 use crate::backend::redis::replicas::{Ask, confirm};
-use crate::backend::redis::{scripts, sentinel};
+use crate::backend::redis::{scripts, sentinel, slots};
 use crate::backend::{Sink, Told};
 use crate::clock::{Clock, Moment};
 use crate::entropy;
@@ -76,6 +77,49 @@ pub(super) enum Ear<'a> {
 /// Who wants to know, with the number of the link.
 type Ears = Box<dyn Fn(u64, Ear<'_>) + Send + Sync>;
 
+/// What is not as it should be, by the place where it was found. Nodes of one cluster share it: what is found at several is said once.
+#[derive(Default)]
+pub(super) struct Remarks(Mutex<HashMap<String, Vec<String>>>);
+
+impl Remarks {
+    /// At this place it is that, from now on. What is new about it: said of no place so far.
+    pub(super) fn remember<'a>(&self, place: &str, remarks: &'a [String]) -> Vec<&'a String> {
+        let mut known = self.0.lock();
+        let new = remarks
+            .iter()
+            .filter(|remark| !known.values().any(|said| said.contains(remark)));
+        let new = new.collect();
+        known.insert(place.to_owned(), remarks.to_vec());
+        new
+    }
+
+    /// Of no concern any more.
+    pub(super) fn forget(&self, place: &str) {
+        self.0.lock().remove(place);
+    }
+
+    /// Of all places, each once.
+    pub(super) fn all(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.0.lock().values().flatten().cloned().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+/// That waiters have to poll. `sharded`: at a node of a cluster, by messages of its slots.
+pub(super) fn no_messages(sharded: bool) -> String {
+    let rights = if sharded {
+        "+ssubscribe +sunsubscribe +spublish"
+    } else {
+        "+subscribe +publish"
+    };
+    format!(
+        "the server carries no messages for this user, so waiters poll for their grants, which takes them longer: give it the rights \
+         {rights} {CHANNELS}, and the same to everybody who uses the same names, or set `spin`"
+    )
+}
+
 /// A link that is up.
 pub(super) struct Live {
     /// No other link of this process has it.
@@ -98,6 +142,10 @@ pub(super) struct Live {
     pub(super) sharded: bool,
     /// None where there are no pushes.
     subscriber: Option<MultiplexedConnection>,
+    /// The server lets us listen.
+    listens: bool,
+    /// What a cluster knows it by, if it is a node of one.
+    pub(super) node: Option<String>,
     /// What its clock said last, and whether it keeps up.
     pub(super) pace: Arc<Pace>,
     /// It has carried an answer that made sense.
@@ -108,20 +156,18 @@ pub(super) struct Live {
 impl Live {
     /// Slots are listened to here, one by one.
     pub(super) fn has_ears(&self) -> bool {
-        self.sharded && self.subscriber.is_some()
+        self.sharded && self.listens
     }
 
     /// Asks to listen to a channel of a slot, or not to any more. That it came true is told by an [`Ear`]; here only what was said
     /// against it, if it came to that. It may have been meant for another such command: see `cluster`.
     pub(super) async fn hear(&self, channel: &str, wanted: bool) -> Result<(), Option<ServerError>> {
-        let mut command = ::redis::cmd(if wanted { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" });
-        command.arg(channel);
-        let Some(mut subscriber) = self.subscriber.clone() else {
+        let Some(subscriber) = &self.subscriber else {
             return Err(None);
         };
-        match subscriber.send_packed_command(&command).await {
-            Ok(Value::ServerError(error)) => Err(Some(error)),
-            Ok(_) => Ok(()),
+        match ask_to_hear(subscriber, channel, wanted).await {
+            Ok(Some(error)) => Err(Some(error)),
+            Ok(None) => Ok(()),
             // The link's supervisor sees that as well.
             Err(_) => Err(None),
         }
@@ -231,7 +277,7 @@ pub(super) struct Linker {
     generation: watch::Sender<u64>,
     /// Who wants to hear which names change, once a link was told to say so.
     observers: Mutex<Vec<Weak<ChangeSet>>>,
-    remarks: Mutex<Vec<String>>,
+    remarks: Arc<Remarks>,
     /// Whoever runs the supervisor. A second one waits for the first to be dropped.
     turn: tokio::sync::Mutex<()>,
 }
@@ -255,14 +301,16 @@ impl Linker {
             changed: Notify::new(),
             generation: watch::channel(0).0,
             observers: Mutex::default(),
-            remarks: Mutex::default(),
+            remarks: Arc::default(),
             turn: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// Of a node of a cluster. What it says of channels goes to `ears`, with the number of the link.
-    pub(super) fn of_cluster(mut self, ears: Ears) -> Self {
+    /// Of a node of a cluster. What it says of channels goes to `ears`, with the number of the link; what is not as it should be to what
+    /// all its nodes share.
+    pub(super) fn of_cluster(mut self, ears: Ears, remarks: Arc<Remarks>) -> Self {
         self.ears = Some(ears);
+        self.remarks = remarks;
         self
     }
 
@@ -430,15 +478,12 @@ impl Linker {
 
     /// What is new about that.
     pub(super) fn remember<'a>(&self, remarks: &'a [String]) -> Vec<&'a String> {
-        let mut known = self.remarks.lock();
-        let new = remarks.iter().filter(|remark| !known.contains(remark)).collect();
-        *known = remarks.to_vec();
-        new
+        self.remarks.remember(&self.target.place, remarks)
     }
 
     /// What is not as it should be with the server, as found on the last link.
     pub(super) fn remarks(&self) -> Vec<String> {
-        self.remarks.lock().clone()
+        self.remarks.all()
     }
 
     /// Whether grants come by messages. True while there is no link: then nothing comes.
@@ -613,10 +658,7 @@ impl Linker {
         // Who does without them by intent asks by a back-off of its own, and its id says so.
         let pushes = listens && found.publishes || !self.options.pushes;
         if !pushes {
-            remarks.push(format!(
-                "the server carries no messages for this user, so waiters poll for their grants, which takes them longer: give it the rights \
-                 +subscribe +publish {CHANNELS}, and the same to everybody who uses the same names, or set `spin`"
-            ));
+            remarks.push(no_messages(sharded));
         }
 
         Ok(Link {
@@ -631,6 +673,8 @@ impl Linker {
                 pushes,
                 sharded,
                 subscriber: subscriber.clone(),
+                listens,
+                node: found.node,
                 by_source: found.by_source,
                 remarks,
                 asks,
@@ -668,14 +712,26 @@ impl Linker {
             )
             .await?;
         if sharded {
-            // To each slot when it is used.
-            return Ok((subscriber, true));
+            // To each slot when it is used. That this user may is found out now; where the slot is does not matter to that.
+            let probe = format!("{}:ear", slots::channel(0, self.client));
+            let (on, off) = tokio::join!(
+                ask_to_hear(&subscriber, &probe, true),
+                ask_to_hear(&subscriber, &probe, false),
+            );
+            let mut listens = true;
+            for refused in [on, off] {
+                let refused = refused.map_err(|error| peer.handshake_failed(&error))?;
+                listens &= !refused.is_some_and(|error| is_closed_to_us(&error));
+            }
+            return Ok((subscriber, listens));
         }
         let channel = scripts::channel(self.client);
         match subscriber.subscribe(channel.as_str()).await {
             Ok(()) if confirmed.load(Ordering::Acquire) => Ok((subscriber, true)),
             Ok(()) => Err(peer.strange("it did not confirm a subscription")),
-            Err(error) if is_closed_to_us(&error) => Ok((subscriber, false)),
+            Err(error) if ServerError::try_from(error.clone()).is_ok_and(|error| is_closed_to_us(&error)) => {
+                Ok((subscriber, false))
+            }
             Err(error) => Err(peer.handshake_failed(&error)),
         }
     }
@@ -816,12 +872,24 @@ impl Drop for DownOnDrop<'_> {
     }
 }
 
+/// Sends a command about a channel of a slot; what was said against it, if anything.
+async fn ask_to_hear(
+    subscriber: &MultiplexedConnection,
+    channel: &str,
+    wanted: bool,
+) -> Result<Option<ServerError>, RedisError> {
+    let mut command = ::redis::cmd(if wanted { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" });
+    command.arg(channel);
+    match subscriber.clone().send_packed_command(&command).await? {
+        Value::ServerError(error) => Ok(Some(error)),
+        _ => Ok(None),
+    }
+}
+
 /// The server says that this is not to be had, or not for us.
-fn is_closed_to_us(error: &::redis::RedisError) -> bool {
-    ServerError::try_from(error.clone()).is_ok_and(|error| {
-        error.kind() == Some(ServerErrorKind::NoPerm)
-            || error.details().unwrap_or_default().starts_with("unknown command")
-    })
+pub(super) fn is_closed_to_us(error: &ServerError) -> bool {
+    error.kind() == Some(ServerErrorKind::NoPerm)
+        || error.details().unwrap_or_default().starts_with("unknown command")
 }
 
 /// The most that is waited, doubled with each failure; then any part of that, so that clients which lost the same server
@@ -851,5 +919,23 @@ mod tests {
         }
         assert!((0..100).map(|_| pause(30)).max().unwrap() > LONGEST_PAUSE / 2);
         let _ = pause(u32::MAX);
+    }
+
+    #[test]
+    fn what_several_nodes_lack_is_said_once_and_again_when_it_comes_back() {
+        let (remarks, lacks) = (Remarks::default(), [no_messages(true)]);
+        assert_eq!(remarks.remember("a", &lacks).len(), 1);
+        for place in ["b", "c", "a"] {
+            assert_eq!(remarks.remember(place, &lacks).len(), 0, "{place}");
+        }
+        assert_eq!(remarks.all(), lacks);
+        for place in ["a", "b"] {
+            remarks.remember(place, &[]);
+        }
+        assert_eq!(remarks.remember("a", &lacks).len(), 0, "c has it still");
+        remarks.remember("a", &[]);
+        remarks.forget("c");
+        assert_eq!(remarks.all(), Vec::<String>::new());
+        assert_eq!(remarks.remember("b", &lacks).len(), 1);
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn classify(place: &str, what: &str, error: &ServerError) -> Refusal 
 }
 
 /// The rule that is missing where a server says what this user may not do.
-fn missing_rule(details: &str) -> String {
+pub(super) fn missing_rule(details: &str) -> String {
     if details.contains(" key") {
         KEYS.into()
     } else if details.contains(" channel") {

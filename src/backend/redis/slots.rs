@@ -6,6 +6,7 @@
 //!
 //! No connection here, and no policy.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
@@ -95,6 +96,8 @@ pub(super) struct View {
     pub(super) claims: Vec<Claim>,
     /// All nodes that it names, replicas too: whoever may be asked next.
     pub(super) nodes: Vec<Place>,
+    /// Who said so: its id. `None` where it did not tell.
+    pub(super) by: Option<String>,
 }
 
 impl View {
@@ -103,7 +106,10 @@ impl View {
     pub(super) fn read(slots: &Value, nodes: &Value, asked: &Place) -> Option<Self> {
         let Value::Array(ranges) = slots else { return None };
         let epochs = Epochs::read(nodes);
-        let mut view = View::default();
+        let mut view = View {
+            by: myself(nodes),
+            ..View::default()
+        };
         for range in ranges {
             let Value::Array(parts) = range else { return None };
             let [first, last, nodes @ ..] = parts.as_slice() else {
@@ -171,25 +177,39 @@ struct Epochs(Vec<(String, u64)>);
 
 impl Epochs {
     fn read(nodes: &Value) -> Self {
-        let text = match nodes {
-            Value::BulkString(text) => String::from_utf8_lossy(text).into_owned(),
-            Value::VerbatimString { text, .. } => text.clone(),
-            // It may be forbidden. Then what was heard last counts.
-            _ => String::new(),
-        };
-        // <id> <address> <flags> <master> <ping> <pong> <epoch> <link> <slots…>
         let line = |line: &str| {
             let mut words = line.split(' ');
             let id = words.next()?.to_owned();
             Some((id, words.nth(5)?.parse().ok()?))
         };
-        Self(text.lines().filter_map(line).collect())
+        Self(text(nodes).lines().filter_map(line).collect())
     }
 
     fn of(&self, id: &[u8]) -> u64 {
         let known = self.0.iter().find(|(known, _)| known.as_bytes() == id);
         known.map_or(0, |(_, epoch)| *epoch)
     }
+}
+
+/// A line for each node: `<id> <address> <flags> <master> <ping> <pong> <epoch> <link> <slots…>`.
+fn text(nodes: &Value) -> Cow<'_, str> {
+    match nodes {
+        Value::BulkString(text) => String::from_utf8_lossy(text),
+        Value::VerbatimString { text, .. } => text.into(),
+        _ => "".into(),
+    }
+}
+
+/// The id of the node that answered so to `CLUSTER NODES`. It stays the same for as long as the node lives, by whichever address it is reached.
+pub(super) fn myself(nodes: &Value) -> Option<String> {
+    text(nodes).lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (id, flags) = (words.next()?, words.nth(1)?);
+        flags
+            .split(',')
+            .any(|flag| flag == "myself")
+            .then(|| id.to_owned())
+    })
 }
 
 /// `MOVED <slot> <host>:<port>` and `ASK …`: the slot and the place. The host may be missing: then it is where the answer came from.
@@ -291,8 +311,10 @@ mod tests {
             "what nobody can reach is nobody's"
         );
         assert_eq!(view.nodes.len(), 3);
+        assert_eq!(view.by.as_deref(), Some("cc"));
         let forbidden = View::read(&slots, &Value::Nil, &here()).unwrap();
         assert_eq!(forbidden.claims[0].epoch, 0);
+        assert_eq!(forbidden.by, None);
     }
 
     #[test]
