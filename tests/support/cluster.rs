@@ -7,6 +7,7 @@
 //! Slots are moved here as `redis-cli --cluster reshard` moves them, in steps that a test can stop between.
 
 use super::Certificates;
+use super::deployment::{least_rights, least_rights_in_a_cluster};
 use super::resp::Reply;
 use super::server::RedisServer;
 use super::wait::eventually_blocking;
@@ -166,6 +167,33 @@ impl RedisCluster {
             .map(|node| format!("127.0.0.1:{}", node.port()))
             .collect();
         format!("redis-cluster://{}", nodes.join(","))
+    }
+
+    /// Makes a user on every node, with the rights that the documentation gives, and `but` for this on one of them.
+    pub fn allow(&self, user: &str, (node, but): (usize, &[&str])) {
+        for (at, each) in self.nodes.iter().enumerate() {
+            let mut words = vec!["ACL", "SETUSER", user, "reset"];
+            words.extend(least_rights());
+            words.extend(least_rights_in_a_cluster());
+            if at == node {
+                words.extend(but);
+            }
+            each.cli(&words);
+        }
+    }
+
+    /// The address for a user that [`allow`](Self::allow) made.
+    pub fn url_as(&self, user: &str) -> String {
+        self.url().replace("://", &format!("://{user}:password@"))
+    }
+
+    /// From now on everybody is told that this node is reached by another port. Of its own port nobody knows any more but the other nodes.
+    pub fn announce(&self, node: usize, port: u16) {
+        self.nodes[node].cli(&["CONFIG", "SET", "cluster-announce-port", &port.to_string()]);
+        eventually_blocking(GATHERING, "everybody tells the other port", || {
+            let told = |by: &RedisServer| slots(by).iter().any(|(_, _, told)| *told == port);
+            self.nodes.iter().all(told)
+        });
     }
 
     /// `127.0.0.1:PORT,…` of the ports for TLS.

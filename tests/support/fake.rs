@@ -2,7 +2,8 @@
 //! balancer with nothing behind it.
 
 use super::background::Background;
-use super::resp::{Framer, Piece, words};
+use super::resp::{Client, Framer, Piece, words};
+use super::wait::BOUND;
 use parking_lot::Mutex;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -38,6 +39,21 @@ impl FakeServer {
     /// bytes: no answer. The connections share the closure.
     pub fn replying(answer: impl FnMut(&[String]) -> Vec<u8> + Send + 'static) -> Self {
         Self::start(Script::Reply(Mutex::new(Box::new(answer))))
+    }
+
+    /// Stands in front of the server on this port, which answers over one connection whatever `instead` does not. It does not pass on pushes.
+    pub fn before(
+        upstream: u16,
+        mut instead: impl FnMut(&[String]) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Self {
+        let mut server = None;
+        Self::replying(move |words| {
+            let server = server.get_or_insert_with(|| Client::connect(upstream, BOUND).expect("a server"));
+            instead(words).unwrap_or_else(|| {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                server.command_raw(&words).unwrap_or_default()
+            })
+        })
     }
 
     /// Sends these bytes to whoever connects, then listens without a word.

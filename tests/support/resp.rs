@@ -214,7 +214,7 @@ pub struct Client {
     stream: TcpStream,
     framer: Framer,
     /// Came in one read with an earlier value.
-    ready: std::collections::VecDeque<Reply>,
+    ready: std::collections::VecDeque<(Reply, Vec<u8>)>,
 }
 
 impl Client {
@@ -247,6 +247,16 @@ impl Client {
     }
 
     pub fn receive(&mut self) -> io::Result<Reply> {
+        Ok(self.receive_both()?.0)
+    }
+
+    /// As [`command`](Self::command), for whoever passes the bytes on.
+    pub fn command_raw(&mut self, words: &[&str]) -> io::Result<Vec<u8>> {
+        self.send(words)?;
+        Ok(self.receive_both()?.1)
+    }
+
+    fn receive_both(&mut self) -> io::Result<(Reply, Vec<u8>)> {
         let mut bytes = [0; 16 * 1024];
         loop {
             if let Some(reply) = self.ready.pop_front() {
@@ -262,7 +272,7 @@ impl Client {
             }
             for piece in self.framer.feed(&bytes[..length]) {
                 match piece {
-                    Piece::Value(reply, _) => self.ready.push_back(reply),
+                    Piece::Value(reply, raw) => self.ready.push_back((reply, raw)),
                     Piece::Raw(raw) => {
                         let text = String::from_utf8_lossy(&raw).into_owned();
                         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
