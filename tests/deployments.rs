@@ -17,11 +17,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use relatch::{Builder, LostCause, Relatch};
-use support::{BOUND, Certificates, Direction, Proxy, RedisServer, Watched, eventually_async, free_port};
+use support::{
+    BOUND, Certificates, Direction, Proxy, RedisCluster, RedisServer, Watched, eventually_async, free_port,
+};
 
 /// What a user sets as the bound within which a half-open link is noticed: their sum.
 const IDLE_PING: Duration = Duration::from_millis(300);
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// How long a node of a cluster is silent before the others take it for dead.
+const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Fail-overs take Sentinels some seconds; and half a minute more when they have seen their own clock jump, as on a busy machine (`TILT`).
 const LONG: Duration = Duration::from_secs(75);
@@ -43,6 +48,7 @@ struct Site {
     server: Option<Arc<RedisServer>>,
     proxy: Option<Arc<Proxy>>,
     watched: Option<Arc<Watched>>,
+    cluster: Option<Arc<RedisCluster>>,
     /// Nothing reads it; it goes when the site goes.
     _files: Option<Certificates>,
 }
@@ -53,11 +59,28 @@ struct Fault {
     said: &'static str,
     /// The server says no: who waits in line is told so.
     refuses: bool,
+    /// The others see to it, so the time is from its beginning: theirs to decide is most of it.
+    by_itself: bool,
     /// Begins it. What comes back ends it, and returns when the server is there again, if it is ours to bring back.
     begin: fn(&Site) -> Box<dyn FnOnce() + Send>,
 }
 
 impl Site {
+    /// What the names of a fault have in common: in a cluster, the slot that it befalls.
+    fn tag(&self, fault: &str) -> String {
+        match (&self.cluster, fault) {
+            (None, _) => fault.to_owned(),
+            (Some(cluster), KILLED) => cluster.name_on(0, fault),
+            (Some(cluster), STOPPED) => cluster.name_on(1, fault),
+            (Some(cluster), _) => cluster.name_on(2, fault),
+        }
+    }
+
+    fn slot(&self, fault: &str) -> u16 {
+        let cluster = self.cluster.as_ref().expect("this site has slots");
+        cluster.slot_of(&format!("relatch:1:{{{}}}", self.tag(fault)))
+    }
+
     fn server(&self) -> Arc<RedisServer> {
         self.server.clone().expect("this site has a server of its own")
     }
@@ -69,6 +92,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "killed, comes back empty",
         said: "",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.kill();
@@ -79,6 +103,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "stands still",
         said: "did not answer",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.stop();
@@ -89,6 +114,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "closes every connection, takes none",
         said: "",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             // The one that says so stays, until the end.
@@ -108,6 +134,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "loads its data",
         said: "loading",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             // Each takes some 0.06 ms to load, and the connections are served between every 1,024 of them.
@@ -121,6 +148,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "is made a replica (`READONLY`)",
         said: "read-only replica",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
@@ -133,6 +161,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "is a replica that lost its primary (`MASTERDOWN`)",
         said: "replica",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.cli(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
@@ -146,6 +175,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "runs a slow script (`BUSY`)",
         said: "busy with a slow script",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.cli(&["CONFIG", "SET", "lua-time-limit", "20"]);
@@ -163,6 +193,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "is out of memory (`OOM`)",
         said: "out of memory",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
@@ -175,6 +206,7 @@ const OF_A_SERVER: &[Fault] = &[
         name: "takes a right away (`NOPERM`)",
         said: "ACL SETUSER <user> +evalsha",
         refuses: true,
+        by_itself: false,
         begin: |site| {
             let server = site.server();
             server.cli(&["ACL", "SETUSER", "default", "-evalsha"]);
@@ -191,6 +223,7 @@ const OF_A_NETWORK: &[Fault] = &[
         name: "connections cut",
         said: "",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let proxy = site.proxy.clone().unwrap();
             proxy.refuse(true);
@@ -202,6 +235,7 @@ const OF_A_NETWORK: &[Fault] = &[
         name: "half-open: nothing arrives, nobody is told",
         said: "did not answer",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let proxy = site.proxy.clone().unwrap();
             proxy.silence(Direction::Both);
@@ -212,6 +246,7 @@ const OF_A_NETWORK: &[Fault] = &[
         name: "answers are lost",
         said: "did not answer",
         refuses: false,
+        by_itself: false,
         begin: |site| {
             let proxy = site.proxy.clone().unwrap();
             proxy.drop_replies(true);
@@ -220,12 +255,13 @@ const OF_A_NETWORK: &[Fault] = &[
     },
 ];
 
-/// What Sentinels see to: the time is from the fault, and theirs to decide is most of it.
+/// What Sentinels see to.
 const OF_SENTINELS: &[Fault] = &[
     Fault {
-        name: "primary killed",
+        name: KILLED,
         said: "",
         refuses: false,
+        by_itself: true,
         begin: |site| {
             let watched = site.watched.clone().unwrap();
             watched.primary().kill();
@@ -233,9 +269,10 @@ const OF_SENTINELS: &[Fault] = &[
         },
     },
     Fault {
-        name: "primary stands still",
+        name: STOPPED,
         said: "",
         refuses: false,
+        by_itself: true,
         begin: |site| {
             let watched = site.watched.clone().unwrap();
             watched.primary().stop();
@@ -246,6 +283,7 @@ const OF_SENTINELS: &[Fault] = &[
         name: "fail-over by command",
         said: "",
         refuses: false,
+        by_itself: true,
         begin: |site| {
             let watched = site.watched.clone().unwrap();
             watched.fail_over();
@@ -253,6 +291,60 @@ const OF_SENTINELS: &[Fault] = &[
         },
     },
 ];
+
+/// What happens to a cluster, each to another part of it. What leaves nodes behind that do not answer comes last.
+const OF_A_CLUSTER: &[Fault] = &[
+    Fault {
+        name: MOVES,
+        said: "moving this key",
+        refuses: false,
+        by_itself: false,
+        begin: |site| {
+            let (cluster, slot) = (site.cluster.clone().unwrap(), site.slot(MOVES));
+            cluster.begin_move(slot, 2, 1);
+            while cluster.move_keys(slot, 2, 1, 10) > 0 {}
+            Box::new(move || cluster.end_move(slot, 1))
+        },
+    },
+    Fault {
+        name: NOBODYS,
+        said: "CLUSTERDOWN",
+        refuses: false,
+        by_itself: false,
+        begin: |site| {
+            let (cluster, slot) = (site.cluster.clone().unwrap(), site.slot(NOBODYS).to_string());
+            cluster.node(2).cli(&["CLUSTER", "DELSLOTS", &slot]);
+            Box::new(move || {
+                cluster.node(2).cli(&["CLUSTER", "ADDSLOTS", &slot]);
+            })
+        },
+    },
+    Fault {
+        name: KILLED,
+        said: "",
+        refuses: false,
+        by_itself: true,
+        begin: |site| {
+            site.cluster.as_ref().unwrap().node(0).kill();
+            Box::new(|| ())
+        },
+    },
+    Fault {
+        name: STOPPED,
+        said: "",
+        refuses: false,
+        by_itself: true,
+        begin: |site| {
+            site.cluster.as_ref().unwrap().node(1).stop();
+            Box::new(|| ())
+        },
+    },
+];
+
+const MOVES: &str = "a slot moves to another primary";
+const NOBODYS: &str = "a slot is nobody's (`CLUSTERDOWN`)";
+const KILLED: &str = "primary killed";
+const STOPPED: &str = "primary stands still";
 
 struct Kind {
     what: &'static str,
@@ -269,6 +361,7 @@ fn site(url: String) -> Site {
         server: None,
         proxy: None,
         watched: None,
+        cluster: None,
         _files: None,
     }
 }
@@ -356,6 +449,20 @@ const KINDS: &[Kind] = &[
         faults: OF_SENTINELS,
         anew: true,
     },
+    Kind {
+        what: "Cluster",
+        start: || {
+            let cluster = RedisCluster::start_with(3, 1, NODE_TIMEOUT, &[]);
+            Site {
+                url: cluster.url(),
+                replicas: 1,
+                cluster: Some(Arc::new(cluster)),
+                ..site(String::new())
+            }
+        },
+        faults: OF_A_CLUSTER,
+        anew: false,
+    },
 ];
 
 impl Site {
@@ -385,28 +492,23 @@ async fn connected(site: &Site) -> Relatch {
 /// Returns the time to recover.
 async fn drill(site: &Site, fault: &Fault) -> Duration {
     let (a, b) = (connected(site).await, connected(site).await);
-    let held = soon(
-        a.rwlock(fault.name)
-            .unwrap()
-            .write()
-            .replicas(site.replicas, LONG),
-    )
-    .await
-    .unwrap();
+    let tag = tokio::task::block_in_place(|| site.tag(fault.name));
+    let name = format!("{{{tag}}} it");
+    let held = soon(a.rwlock(&name).unwrap().write().replicas(site.replicas, LONG))
+        .await
+        .unwrap();
     let fence = held.fence();
-    let waiting = tokio::spawn(b.rwlock(fault.name).unwrap().write().into_future());
+    let waiting = tokio::spawn(b.rwlock(&name).unwrap().write().into_future());
     eventually_async(BOUND, "somebody waits", async || {
-        a.inspect(fault.name)
-            .await
-            .is_ok_and(|seen| seen.waiter_count == 1)
+        a.inspect(&name).await.is_ok_and(|seen| seen.waiter_count == 1)
     })
     .await;
 
-    let other = b.rwlock(&format!("{}, meanwhile", fault.name)).unwrap();
+    let other = b.rwlock(&format!("{{{tag}}} meanwhile")).unwrap();
     let before = site.watched.as_ref().map(|watched| watched.primary().port());
     let begun = Instant::now();
     let end = tokio::task::block_in_place(|| (fault.begin)(site));
-    let after = if site.watched.is_none() {
+    let after = if !fault.by_itself {
         // Soon, and with the reason. A call that was under way may still be answered by the server as it was, and what it was before it is
         // what it is now has a reason as well.
         let asked = Instant::now();
@@ -507,9 +609,15 @@ fn every_fault_of_every_deployment_is_told_and_recovered_from() {
             .map_or_else(|| "–".to_owned(), |time| format!("{} ms", time.as_millis()))
     });
     println!("{table}");
-    // Whatever the machine does: back-off is capped at a second, and Sentinels decide within some.
+    // Whatever the machine does: back-off is capped at a second, and Sentinels and clusters decide within some.
     for ((fault, kind), time) in &times {
-        let bound = if *kind == "Sentinel" { LONG } else { BOUND };
+        let by_itself =
+            |of: &&Kind| of.what == *kind && of.faults.iter().any(|of| of.name == *fault && of.by_itself);
+        let bound = if KINDS.iter().any(|of| by_itself(&of)) {
+            LONG
+        } else {
+            BOUND
+        };
         assert!(*time < bound, "{kind}, {fault}: {time:?}");
     }
     page::update_or_compare("faults", &table, true);
