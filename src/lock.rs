@@ -21,8 +21,8 @@ use crate::guard::{FromHold, Hold, ReadGuard, UpgradableGuard, WriteGuard};
 use crate::observe::{Acquiring as Watched, Flow, InLine, within};
 use crate::owner::Owner;
 use crate::protocol::{
-    Acquire as AcquireCall, Acquired, Call, Ending, MAX_LABEL, Member, Mode, Name, Operation, OwnerId,
-    Polled, Replicas, Reply, RequestId, Snapshot, WaitRow, Withdrawn, millis,
+    Acquire as AcquireCall, Acquired, Call, ClientInfo, Ending, MAX_LABEL, Member, Mode, Name, Operation,
+    OwnerId, Polled, Replicas, Reply, RequestId, Snapshot, WaitRow, Withdrawn, millis,
 };
 use crate::state::BLAME_ROWS;
 use crate::waiters::{Outcome, Wanted};
@@ -1012,7 +1012,7 @@ async fn replicated(core: &Core, held: &Held) -> Result<bool, Error> {
     }
 }
 
-/// How long a wait that ran out is kept to hear who was in the way.
+/// How long a wait that ran out is kept to hear who was in the way, and of which processes they are.
 const BLAME_WITHIN: Duration = Duration::from_millis(250);
 
 /// Leaves the line, and tells who was in the way, as far as can be heard soon.
@@ -1046,9 +1046,9 @@ async fn blame(pending: &mut Pending<'_>) -> Blame {
                 .unwrap_or(usize::MAX)
                 .min(BLAME_ROWS),
         );
-        Some(describe(core, withdrawn.blame, withdrawn.ahead, &ahead, member.owner).await)
+        Some((withdrawn.blame, withdrawn.ahead, ahead))
     };
-    soon(core, ask).await
+    describe(core, ask, member.owner).await
 }
 
 fn line_of(heard: Heard) -> Vec<WaitRow> {
@@ -1067,41 +1067,51 @@ async fn blame_now(core: &Core, name: &Name, asking: OwnerId) -> Blame {
     let ask = async {
         match core.backend.call(&call).await.ok()?.answer.reply {
             Reply::Inspect(mut snapshot) => {
-                let (ahead, line) = (snapshot.waiters, std::mem::take(&mut snapshot.waiting));
-                Some(describe(core, snapshot, ahead, &line, asking).await)
+                let line = std::mem::take(&mut snapshot.waiting);
+                let ahead = snapshot.waiters;
+                Some((snapshot, ahead, line))
             }
             _ => None,
         }
     };
-    soon(core, ask).await
+    describe(core, ask, asking).await
 }
 
-async fn soon(core: &Core, ask: impl Future<Output = Option<Blame>>) -> Blame {
-    tokio::select! {
-        biased;
-        blame = ask => blame.unwrap_or_default(),
-        () = core.clock.sleep_until(core.clock.now().plus(BLAME_WITHIN)) => Blame::default(),
-    }
-}
-
+/// Waits for who is in the way, how many are ahead, and the first of these; then for who they are. What does not come soon is left out, and
+/// takes nothing that is known with it: in a cluster another server may be the one that knows of a process.
 async fn describe(
     core: &Core,
-    mut snapshot: Snapshot,
-    ahead: u64,
-    line: &[WaitRow],
+    ask: impl Future<Output = Option<(Snapshot, u64, Vec<WaitRow>)>>,
     asking: OwnerId,
 ) -> Blame {
+    let until = core.clock.now().plus(BLAME_WITHIN);
+    let seen = tokio::select! {
+        biased;
+        seen = ask => seen,
+        () = core.clock.sleep_until(until) => None,
+    };
+    let Some((mut snapshot, ahead, line)) = seen else {
+        return Blame::default();
+    };
     // An upgrade is not in its own way.
     if snapshot.holding.iter().any(|row| row.owner == asking) {
         snapshot.holding.retain(|row| row.owner != asking);
         snapshot.holders = snapshot.holders.saturating_sub(1);
     }
-    let (holders, ahead_in_line) = tokio::join!(holders(core, &snapshot), waiters(core, line));
+    let holding = snapshot.holding.iter().map(|row| row.request.client);
+    let ids: Vec<_> = holding.chain(line.iter().map(|row| row.request.client)).collect();
+    let mut clients = tokio::select! {
+        biased;
+        clients = core.who(&ids) => clients,
+        () = core.clock.sleep_until(until) => Vec::new(),
+    };
+    clients.resize(ids.len(), None);
+    let of_line = clients.split_off(snapshot.holding.len());
     Blame {
-        holders,
+        holders: rows_of(core, &snapshot, &clients),
         holder_count: snapshot.holders,
         ahead,
-        ahead_in_line,
+        ahead_in_line: rows_of_line(core, &line, &of_line),
     }
 }
 
@@ -1111,7 +1121,10 @@ pub(crate) async fn waiters(core: &Core, line: &[WaitRow]) -> Vec<Waiting> {
         return Vec::new();
     }
     let ids: Vec<_> = line.iter().map(|row| row.request.client).collect();
-    let clients = core.who(&ids).await;
+    rows_of_line(core, line, &core.who(&ids).await)
+}
+
+fn rows_of_line(core: &Core, line: &[WaitRow], clients: &[Option<ClientInfo>]) -> Vec<Waiting> {
     let now_ms = core.server_now_ms();
     line.iter()
         .enumerate()
@@ -1130,7 +1143,10 @@ pub(crate) async fn waiters(core: &Core, line: &[WaitRow]) -> Vec<Waiting> {
 /// The holders of a snapshot with what is known of their processes.
 pub(crate) async fn holders(core: &Core, snapshot: &Snapshot) -> Vec<Holder> {
     let ids: Vec<_> = snapshot.holding.iter().map(|row| row.request.client).collect();
-    let clients = core.who(&ids).await;
+    rows_of(core, snapshot, &core.who(&ids).await)
+}
+
+fn rows_of(core: &Core, snapshot: &Snapshot, clients: &[Option<ClientInfo>]) -> Vec<Holder> {
     // The server's time now is near enough to when the snapshot was made.
     let now_ms = core.server_now_ms();
     snapshot

@@ -108,6 +108,8 @@ pub(super) struct Wire {
     core: Mutex<Weak<Core>>,
     /// How many calls the server has answered.
     answered: AtomicUsize,
+    /// Who asks who a client is gets no answer.
+    pub(super) nobody_is_known: AtomicBool,
 }
 
 struct Script {
@@ -318,6 +320,9 @@ impl Backend for Faulty {
     }
 
     fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>> {
+        if self.wire.nobody_is_known.load(Ordering::Acquire) {
+            return Box::pin(std::future::pending());
+        }
         self.inner.clients(ids)
     }
 
@@ -368,6 +373,7 @@ impl Client {
             generation: watch::channel(1).0,
             core: Mutex::default(),
             answered: AtomicUsize::new(0),
+            nobody_is_known: AtomicBool::new(false),
         });
         let pushes = wire.clone();
         let backend = Faulty {

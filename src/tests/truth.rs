@@ -1,6 +1,7 @@
 //! A guard never says that it is held when somebody else may hold; nobody waits for the dead longer than a claim.
 
 use std::future::IntoFuture as _;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::faulty::{ByHand, Client, Fault, Kind, PAUSE, Pushes, alone, settle, work};
@@ -695,5 +696,28 @@ fn a_late_failure_of_a_poll_says_nothing_of_a_request_that_asks_again() {
             clock.advance(PAUSE);
         };
         assert!(guard.is_held());
+    });
+}
+
+#[test]
+fn who_is_in_the_way_is_told_though_nobody_tells_which_process_that_is() {
+    alone(async {
+        let (clock, server) = world();
+        let (holds, waits) = (Client::here(&server), Client::here(&server));
+        let held = holds.lock().write().label("import").await.expect("free");
+        waits.wire.nobody_is_known.store(true, Ordering::Release);
+        let mut waiting = ByHand::new(waits.lock().write().timeout(PAUSE).into_future());
+        let error = loop {
+            if let Some(outcome) = waiting.poll() {
+                break outcome.expect_err("somebody else holds it");
+            }
+            clock.advance(STEP);
+            work().await;
+        };
+        let blame = error.blame().expect("it timed out");
+        assert_eq!(blame.holder_count, 1);
+        assert_eq!(blame.holders[0].owner, held.owner());
+        assert_eq!(blame.holders[0].label.as_deref(), Some("import"));
+        assert_eq!(blame.holders[0].client, None);
     });
 }
