@@ -127,6 +127,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Why there is no link at the moment, if there is none.
     fn trouble(&self) -> Option<Error>;
 
+    /// The same, where this name is kept.
+    fn trouble_of(&self, name: &Name) -> Option<Error> {
+        let _ = name;
+        self.trouble()
+    }
+
     /// What operators ask for, where it can be had.
     fn look(&self) -> Option<&dyn Look> {
         None

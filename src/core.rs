@@ -281,7 +281,7 @@ impl Core {
 
     /// A call was repeated for as long as it may be; `last` is what it came to before.
     pub(crate) fn unanswered(&self, name: &Name, last: Option<Error>) -> Error {
-        let why = match self.backend.trouble().or(last) {
+        let why = match self.backend.trouble_of(name).or(last) {
             Some(error) => error.to_string(),
             None => "it does not answer".into(),
         };

@@ -935,18 +935,25 @@ async fn a_right_that_goes_while_linked_is_named_by_who_needs_it() {
     let relatch = client(cluster.url_as("shrinks")).await;
     let name = |master: usize| cluster.name_on(master, "shrinks");
     works(&relatch, &name(2)).await;
-    // It joins anew, with less.
+    // Two join anew, each with less than before.
+    for (at, taken) in [(1, "-zrem"), (2, "-zrank")] {
+        let node = cluster.node(at);
+        node.cli(&["ACL", "SETUSER", "shrinks", taken]);
+        node.cli(&["CLIENT", "KILL", "USER", "shrinks"]);
+    }
+    for (at, rule) in [(1, "+zrem"), (2, "+zrank")] {
+        eventually_async(BOUND, "its master says no", async || {
+            let outcome = relatch.rwlock(&name(at)).unwrap().write().timeout(ms(100)).await;
+            outcome.is_err_and(|error| error.to_string().ends_with(&format!("ACL SETUSER <user> {rule}")))
+        })
+        .await;
+    }
+    works(&relatch, &name(0)).await;
+    for (at, rule) in [(1, "+zrem"), (2, "+zrank")] {
+        cluster.node(at).cli(&["ACL", "SETUSER", "shrinks", rule]);
+        works(&relatch, &name(at)).await;
+    }
     let node = cluster.node(2);
-    node.cli(&["ACL", "SETUSER", "shrinks", "-zrank"]);
-    node.cli(&["CLIENT", "KILL", "USER", "shrinks"]);
-    eventually_async(BOUND, "its master says no", async || {
-        let outcome = relatch.rwlock(&name(2)).unwrap().write().timeout(ms(100)).await;
-        outcome.is_err_and(|error| error.to_string().contains("ACL SETUSER <user> +zrank"))
-    })
-    .await;
-    works(&relatch, &name(1)).await;
-    node.cli(&["ACL", "SETUSER", "shrinks", "+zrank"]);
-    works(&relatch, &name(2)).await;
 
     // A right to listen, which is asked for again with each slot that is new.
     node.cli(&["ACL", "SETUSER", "shrinks", "-ssubscribe"]);

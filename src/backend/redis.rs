@@ -378,6 +378,13 @@ impl RedisBackend {
         }
     }
 
+    /// What a server refused for the moment, not long ago.
+    fn put_off(&self) -> Option<Error> {
+        let put_off = self.put_off.lock();
+        let (at, error) = put_off.as_ref()?;
+        (self.clock.now().since(*at) < RECENT).then(|| error.clone())
+    }
+
     /// A command on one key.
     async fn command(&self, key: &str, command: Cmd) -> Result<Value, Failure> {
         let slot = self.route.slot(|| slots::slot_of_plain(key));
@@ -596,11 +603,17 @@ impl Backend for RedisBackend {
             Route::One(linker) => linker.trouble(),
             Route::Cluster(cluster) => cluster.trouble(),
         };
-        down.or_else(|| {
-            let put_off = self.put_off.lock();
-            let (at, error) = put_off.as_ref()?;
-            (self.clock.now().since(*at) < RECENT).then(|| error.clone())
-        })
+        down.or_else(|| self.put_off())
+    }
+
+    fn trouble_of(&self, name: &Name) -> Option<Error> {
+        match &self.route {
+            Route::One(_) => self.trouble(),
+            // That another master is away is in nobody's way here.
+            Route::Cluster(cluster) => cluster
+                .trouble_of(slots::slot_of(name))
+                .or_else(|| self.put_off()),
+        }
     }
 
     fn look(&self) -> Option<&dyn Look> {

@@ -212,8 +212,28 @@ impl Cluster {
         let down = map.masters().find_map(|node| node.linker.trouble());
         down.or_else(|| map.trouble.clone()).or_else(|| {
             let slot = map.slots.iter().position(Option::is_none)?;
-            Some(self.unreachable(format_args!("has no node that serves slot {slot}")))
+            Some(self.unserved(slot))
         })
+    }
+
+    /// The same for what is in this slot.
+    pub(super) fn trouble_of(&self, slot: u16) -> Option<Error> {
+        if self.is_closed() {
+            return Some(ErrorKind::Closed.into());
+        }
+        let map = self.map.lock();
+        match &map.slots[usize::from(slot)] {
+            Some(owner) => owner.node.linker.trouble(),
+            None => Some(
+                map.trouble
+                    .clone()
+                    .unwrap_or_else(|| self.unserved(usize::from(slot))),
+            ),
+        }
+    }
+
+    fn unserved(&self, slot: usize) -> Error {
+        self.unreachable(format_args!("has no node that serves slot {slot}"))
     }
 
     /// Whether grants come by messages, as far as is known.
