@@ -100,7 +100,7 @@ pub(super) struct Cluster {
     /// There are nodes that nobody drives yet.
     undriven: Notify,
     ears: Mutex<Ears>,
-    /// What is not as it should be with the nodes, and with all of them together under the cluster's own place.
+    /// What is not as it should be with the nodes, and, of no place, with what is listened to.
     remarks: Arc<Remarks>,
     /// There is something to do for the ears.
     ears_changed: Notify,
@@ -254,7 +254,7 @@ impl Cluster {
         } else {
             vec![no_messages(true)]
         };
-        for remark in self.remarks.remember(&self.target.place, &remarks) {
+        for remark in self.remarks.remember("", &remarks) {
             tracing::warn!(cluster = %self.target.place, remark, "linked, but");
         }
     }
