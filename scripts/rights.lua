@@ -22,9 +22,12 @@ local function try(command, ...)
   if string.find(err, 'READONLY', 1, true) then
     return reply
   end
-  -- Redis 6.2 says it without the code.
-  if string.find(err, 'NOPERM', 1, true) or string.find(err, 'user executing the script', 1, true) then
-    local what = string.find(err, ' key', 1, true) and 'key' or string.find(err, ' channel', 1, true) and 'channel' or 'command'
+  -- To a script it is said without the code: up to Redis 7.0 in the one way, from 7.2 on, and by Valkey, in the other.
+  local denied = string.find(err, 'NOPERM', 1, true) or string.find(err, 'user executing the script', 1, true)
+      or string.find(err, 'ACL failure', 1, true)
+  if denied then
+    -- The user's name may be in it, and be anything, but for spaces.
+    local what = string.find(err, ' run th', 1, true) and 'command' or string.find(err, ' key', 1, true) and 'key' or 'channel'
     missing[#missing + 1], missing[#missing + 2] = command, what
   end
 end

@@ -10,7 +10,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 
 use crate::backend::redis::dial::{OLDEST, Peer};
-use crate::backend::redis::refusal::{CHANNELS, KEYS, classify, missing_rule, printable};
+use crate::backend::redis::refusal::{CHANNELS, KEYS, classify, missing_rule, of_a_command, printable};
 use crate::backend::redis::{scripts, slots};
 use crate::error::Error;
 use crate::protocol::ClientId;
@@ -218,7 +218,7 @@ fn told(
             let details = error.details().unwrap_or_default();
             let closed = match error.kind() {
                 Some(ServerErrorKind::NoScript) => true,
-                Some(ServerErrorKind::NoPerm) => !details.contains(" key"),
+                Some(ServerErrorKind::NoPerm) => of_a_command(details),
                 _ => details.starts_with("unknown command"),
             };
             if closed {

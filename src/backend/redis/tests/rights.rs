@@ -179,13 +179,12 @@ async fn a_right_that_is_taken_away_while_linked_is_named_by_the_next_call() {
     allow(&server, &with(&least, &[]));
     let backend = linked(quick(&url(&server))).await;
     works(&backend).await;
-    for (taken, rule) in [
-        ("-evalsha", "+evalsha"),
-        (
-            "-hmget",
-            "~relatch:1:* &relatch:1:client:* and the commands that docs/deployments.md lists",
-        ),
-        ("resetkeys", "~relatch:1:*"),
+    // Redis tells which command it was that a script may not call only since 7.2.
+    let unnamed = "~relatch:1:* &relatch:1:client:* and the commands that docs/deployments.md lists";
+    for (taken, rule, or) in [
+        ("-evalsha", "+evalsha", "+evalsha"),
+        ("-hmget", "+hmget", unnamed),
+        ("resetkeys", "~relatch:1:*", "~relatch:1:*"),
     ] {
         allow(&server, &with(&least, &[]));
         works(&backend).await;
@@ -194,10 +193,8 @@ async fn a_right_that_is_taken_away_while_linked_is_named_by_the_next_call() {
         let Err(Failure::No(error)) = outcome else {
             panic!("{outcome:?}")
         };
-        assert!(
-            error.to_string().contains(&format!("ACL SETUSER <user> {rule}")),
-            "{error}"
-        );
+        let said = |rule: &str| error.to_string().ends_with(&format!("ACL SETUSER <user> {rule}"));
+        assert!(said(rule) || said(or), "{error}");
         assert!(!error.to_string().contains("ann"), "{error}");
     }
 }
