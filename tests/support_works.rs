@@ -483,6 +483,19 @@ fn fake_server_answers_from_its_script() {
 }
 
 #[test]
+fn fake_server_answers_some_in_place_of_another() {
+    let server = RedisServer::start();
+    let fake = FakeServer::before(server.port(), |words| {
+        (words[0] == "GET").then(|| b"$5\r\nnever\r\n".to_vec())
+    });
+    let mut client = connect(fake.port());
+    assert_eq!(client.command(&["SET", "key", "a\r\nb"]).expect("open"), ok());
+    assert_eq!(client.command(&["GET", "key"]).expect("open"), bulk("never"));
+    assert_eq!(server.reply(&["GET", "key"]), bulk("a\r\nb"));
+    assert_eq!(server.command_count("get"), 1);
+}
+
+#[test]
 fn fake_servers_talk_nonsense_keep_silent_and_close() {
     let garbage = FakeServer::garbage(*b"HTTP/1.1 400 Bad Request\r\n\r\n");
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, garbage.port())).expect("listens");
