@@ -1,49 +1,67 @@
--- fenced: runs a user's script if a hold stands. A frame of its own: it needs nothing of the prelude.
+-- fenced: runs a user's script if a hold stands, or all of several. A frame of its own: it needs nothing of the prelude.
 --
 -- KEYS
---   1 HASH  2 READERS  3 MARKS: see prelude.lua; from 4 the user's
+--   1 HASH  2 READERS  3 MARKS: see prelude.lua; and so on, three for each further name; then the user's
 -- ARGV
---   1 call  2 request  3 owner  4 fence; from 5 the user's
+--   1 call  2 how many names
+--   3 request     from here three for each name; then the user's
+--   4 owner
+--   5 fence
 -- Replies
 --   ran       what the user's script returned; absent for nil
---   not_held  lapsed, revoked, withdrawn, replaced, forgotten or unknown
+--   not_held  which of the names, from 1 on; and lapsed, revoked, withdrawn, replaced, forgotten or unknown
 -- Wakes
 --   nobody
 local reply = (function()
-  local HASH, READERS, MARKS = KEYS[1], KEYS[2], KEYS[3]
-  local REQUEST, OWNER, FENCE = ARGV[2], ARGV[3], ARGV[4]
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local stored = redis.call('HMGET', HASH, 'top', '@' .. OWNER, 'fence')
-  for i = 1, 2 do
-    local _, at = string.find(stored[i] or '', '|' .. REQUEST .. ',', 1, true)
-    if at then
-      local mode, deadline = string.match(stored[i], '^(%a)%+?,(%d+)', at + 1)
-      if tonumber(deadline) <= now then
-        return 'lapsed'
+
+  local function ended(HASH, READERS, MARKS, REQUEST, OWNER, FENCE)
+    local stored = redis.call('HMGET', HASH, 'top', '@' .. OWNER, 'fence')
+    for i = 1, 2 do
+      local _, at = string.find(stored[i] or '', '|' .. REQUEST .. ',', 1, true)
+      if at then
+        local mode, deadline = string.match(stored[i], '^(%a)%+?,(%d+)', at + 1)
+        if tonumber(deadline) <= now then
+          return 'lapsed'
+        end
+        return mode ~= string.lower(mode) and 'revoked' or nil
       end
-      return mode ~= string.lower(mode) and 'revoked' or nil
+    end
+    if OWNER == REQUEST and not stored[2] then
+      local deadline = redis.call('ZSCORE', READERS, OWNER)
+      if deadline then
+        return tonumber(deadline) <= now and 'lapsed' or nil
+      end
+    end
+    local mark = redis.call('ZSCORE', MARKS, REQUEST)
+    if mark then
+      return ({ 'lapsed', 'revoked', 'withdrawn', 'replaced' })[mark % 1 * 4 + 1]
+    end
+    return tonumber(stored[3] or 0) < tonumber(FENCE) and 'forgotten' or 'unknown'
+  end
+
+  for i = 1, ARGV[2] do
+    local ending = ended(KEYS[i * 3 - 2], KEYS[i * 3 - 1], KEYS[i * 3], ARGV[i * 3], ARGV[i * 3 + 1], ARGV[i * 3 + 2])
+    if ending then
+      return { ARGV[1], 'not_held', i, ending }
     end
   end
-  if OWNER == REQUEST and not stored[2] then
-    local deadline = redis.call('ZSCORE', READERS, OWNER)
-    if deadline then
-      return tonumber(deadline) <= now and 'lapsed' or nil
-    end
-  end
-  local mark = redis.call('ZSCORE', MARKS, REQUEST)
-  if mark then
-    return ({ 'lapsed', 'revoked', 'withdrawn', 'replaced' })[mark % 1 * 4 + 1]
-  end
-  return tonumber(stored[3] or 0) < tonumber(FENCE) and 'forgotten' or 'unknown'
 end)()
 if reply then
-  return { ARGV[1], 'not_held', reply }
+  return reply
 end
 return {
   ARGV[1],
   'ran',
-  (function(FENCE, KEYS, ARGV)
+  (function(FENCES, KEYS, ARGV)
+    local FENCE = FENCES[1]
 --BODY--
-  end)(ARGV[4], { unpack(KEYS, 4) }, { unpack(ARGV, 5) }),
+  end)((function()
+    local fences = {}
+    for i = 1, ARGV[2] do
+      fences[i] = ARGV[i * 3 + 2]
+    end
+    return fences
+  end)(), { unpack(KEYS, ARGV[2] * 3 + 1) }, { unpack(ARGV, ARGV[2] * 3 + 3) }),
 }

@@ -113,6 +113,10 @@ impl<T> Gate<T> {
 pub struct Stamp(u64);
 
 impl Stamp {
+    pub(crate) fn new(fence: u64) -> Self {
+        Self(fence)
+    }
+
     /// The fence.
     pub fn fence(self) -> u64 {
         self.0

@@ -14,8 +14,6 @@ use crate::lock::{Spec, acquire};
 use crate::observe;
 use crate::owner::Owner;
 use crate::protocol::{Call, Downgrade, Downgraded, Ending, Mode, Operation, Release, Released, Reply};
-#[cfg(feature = "redis")]
-use crate::protocol::{Member, Name};
 use crate::watchdog::Held;
 
 /// A granted request, and the duty to give it back.
@@ -71,12 +69,6 @@ impl Hold {
 
     pub(crate) fn fence(&self) -> u64 {
         self.held.fence
-    }
-
-    /// By what a server knows it.
-    #[cfg(feature = "redis")]
-    pub(crate) fn identity(&self) -> (&Name, Member, u64) {
-        (&self.held.name, self.held.member, self.held.fence)
     }
 
     pub(crate) fn valid_for(&self) -> Duration {
@@ -440,7 +432,7 @@ macro_rules! guard {
             /// keys and arguments first. See [`FencedScript`](crate::FencedScript).
             #[cfg(feature = "redis")]
             pub fn run(&self, script: &crate::FencedScript) -> crate::FencedRun {
-                crate::FencedRun::new(&self.0, script)
+                crate::FencedRun::new(self.0.client(), [&self.0], script)
             }
 
             /// Gives the hold back, and says whether it was still there to be given.

@@ -16,6 +16,7 @@ use futures_util::stream::FuturesUnordered;
 use crate::clock::Moment;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind, LostCause};
+use crate::fenced::Stamp;
 use crate::guard::Hold;
 use crate::lock::{Acquire, Acquiring, AtOnce, RwLock, Spec, acquire, acquire_at_once};
 use crate::owner::Owner;
@@ -436,6 +437,11 @@ impl MultiGuard {
         self.holds.get(at).map(Hold::fence)
     }
 
+    /// The version of what one of the names guards; `None` for one that it does not hold. See [`Stamp`].
+    pub fn stamp(&self, name: &str) -> Option<Stamp> {
+        self.fence(name).map(Stamp::new)
+    }
+
     /// Are all of them held, for certain? By our own clock; asks nobody.
     pub fn is_held(&self) -> bool {
         self.holds.iter().all(|hold| hold.check().is_ok())
@@ -490,6 +496,26 @@ impl MultiGuard {
             (hold, cause) = first_lost(&self.holds) => Err(hold.lost_error(cause)),
             output = work => Ok(output),
         }
+    }
+
+    /// A script for the Redis server that keeps the locks, which it runs only if *all* of these holds stand, in one step: await the result, or give it
+    /// keys and arguments first. In a cluster the names must be in one slot: begin them with the same tag in braces. See
+    /// [`FencedScript`](crate::FencedScript).
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), relatch::Error> {
+    /// use relatch::{FencedScript, Relatch};
+    ///
+    /// let relatch = Relatch::connect("redis://127.0.0.1:6379").await?;
+    /// let (from, to) = (relatch.rwlock("{bank}alice")?, relatch.rwlock("{bank}bob")?);
+    /// let transfer = FencedScript::new("redis.call('DECRBY', KEYS[1], ARGV[1]) return redis.call('INCRBY', KEYS[2], ARGV[1])");
+    /// let both = relatch.multi((from.write(), to.write())).await?;
+    /// both.run(&transfer).key("{bank}alice:balance").key("{bank}bob:balance").arg("30").await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "redis")]
+    pub fn run(&self, script: &crate::FencedScript) -> crate::FencedRun {
+        crate::FencedRun::new(self.client(), &self.holds, script)
     }
 
     /// Gives all of them back, and says whether all were still there to be given.

@@ -1,4 +1,4 @@
-//! Writes to the server that keeps the lock, which apply only while the hold stands: look and write in one script.
+//! Writes to the server that keeps the lock, which apply only while the hold stands, or all of several: look and write in one script.
 //!
 //! Between the last look at a guard and a write that arrives there is time in which a lease can end. A script has none: the server looks at the
 //! hold and writes in one step.
@@ -6,20 +6,26 @@
 use std::fmt;
 use std::future::IntoFuture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backend::Failure;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind, LostCause};
 use crate::guard::Hold;
 use crate::lock::Acquiring;
-use crate::protocol::{Ending, Member, Name};
+use crate::protocol::Ending;
+use crate::watchdog::Held;
 
 /// What comes before a user's script.
 const PRELUDE: &str = include_str!("../scripts/fenced.lua");
 
 /// A Lua script that Redis runs only while a hold stands. Make it once, and run it with [`WriteGuard::run`](crate::WriteGuard::run).
 ///
-/// In it `KEYS` and `ARGV` are what the run gives, as in any script, and `FENCE` is the fence of the hold, as text.
+/// In it `KEYS` and `ARGV` are what the run gives, as in any script, and `FENCE` is the fence of the hold, as text. Of several holds
+/// ([`MultiGuard::run`](crate::MultiGuard::run)) `FENCES` has all, in the order of their names.
+///
+/// It is loaded (`SCRIPT LOAD`) and run by its hash (`EVALSHA`); with its source (`EVAL`) where a user may not load scripts.
+/// Besides that a user needs the rights to the keys that it is given and to the commands that it calls.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), relatch::Error> {
@@ -99,39 +105,56 @@ impl ScriptValue {
     }
 }
 
-/// A run of a script, if a hold stands.
+/// A run of a script, if all of these holds stand.
 pub(crate) struct Run {
     pub(crate) script: FencedScript,
-    pub(crate) name: Name,
-    pub(crate) member: Member,
-    pub(crate) fence: u64,
+    pub(crate) holds: Vec<Arc<Held>>,
     pub(crate) keys: Vec<Vec<u8>>,
     pub(crate) args: Vec<Vec<u8>>,
+    /// It was sent, and the server has not said that it did not run it.
+    may_run: AtomicBool,
 }
 
 impl Run {
     pub(crate) fn source(&self) -> &Source {
         &self.script.inner
     }
+
+    /// It is sent now.
+    pub(crate) fn sends(&self) {
+        self.may_run.store(true, Ordering::Release);
+    }
+
+    /// The server says that it has not run it, and will not.
+    pub(crate) fn did_not_run(&self) {
+        self.may_run.store(false, Ordering::Release);
+    }
+
+    fn may_run(&self) -> bool {
+        self.may_run.load(Ordering::Acquire)
+    }
 }
 
 /// What became of it.
 pub(crate) enum Ran {
     Value(ScriptValue),
-    NotHeld(Ending),
+    /// Which of the holds does not stand, and why.
+    NotHeld(usize, Ending),
 }
 
-/// A script that is run if the hold stands: await it for what it returns.
+/// A script that is run if the hold stands, or all of them: await it for what it returns.
 ///
-/// It is sent once. Whether it had run is not known when the answer does not come: a script that may be run again can be sent again.
+/// It is executed at most once. It is sent again only where the server said that it did not run it, and may soon: it loads its data, is
+/// busy, moves the keys. Whether it had run is not known when the answer does not come: a script that may be run again can be sent again.
 ///
 /// # Errors
 ///
 /// - [`is_lost`](Error::is_lost): the hold does not stand; nothing was run.
-/// - [`is_unreachable`](Error::is_unreachable): no answer came; *it may have run, or may yet, while the hold stands*.
+/// - [`is_unreachable`](Error::is_unreachable): no answer came within [`Config::patience`](crate::Config::patience). The error says either that it was not
+///   run, or that this *is not known*: then it may have run, or may yet, while the hold stands.
 /// - [`is_server`](Error::is_server): the script failed, with what Redis says; what it had written before stays, as in any script. Or a key of it is not in the
-///   slot of the lock: begin it with [`RwLock::hash_tag`](crate::RwLock::hash_tag).
-/// - [`is_invalid`](Error::is_invalid): an embedded client, which has no server to run scripts.
+///   slot of the lock: begin it with [`RwLock::hash_tag`](crate::RwLock::hash_tag). Or the user may not do what it takes.
+/// - [`is_invalid`](Error::is_invalid): an embedded client, which has no server to run scripts; several names that are not in one slot of a cluster.
 ///
 /// # Cancel safety
 ///
@@ -139,32 +162,33 @@ pub(crate) enum Ran {
 #[must_use = "a script does nothing until it is awaited"]
 pub struct FencedRun {
     client: Arc<Handle>,
-    hold: Result<(), Error>,
     run: Run,
 }
 
 impl fmt::Debug for FencedRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.run.holds.iter().map(|held| held.name.as_str()).collect();
         f.debug_struct("FencedRun")
             .field("script", &self.run.script)
-            .field("name", &self.run.name)
+            .field("names", &names)
             .finish_non_exhaustive()
     }
 }
 
 impl FencedRun {
-    pub(crate) fn new(hold: &Hold, script: &FencedScript) -> Self {
-        let (name, member, fence) = hold.identity();
+    pub(crate) fn new<'a>(
+        client: Arc<Handle>,
+        holds: impl IntoIterator<Item = &'a Hold>,
+        script: &FencedScript,
+    ) -> Self {
         Self {
-            client: hold.client(),
-            hold: hold.check(),
+            client,
             run: Run {
                 script: script.clone(),
-                name: name.clone(),
-                member,
-                fence,
+                holds: holds.into_iter().map(|hold| hold.held().clone()).collect(),
                 keys: Vec::new(),
                 args: Vec::new(),
+                may_run: AtomicBool::new(false),
             },
         }
     }
@@ -198,23 +222,45 @@ impl IntoFuture for FencedRun {
 
     fn into_future(self) -> Acquiring<ScriptValue> {
         Box::pin(async move {
-            self.hold?;
             let core: &Core = &self.client;
+            let run = &self.run;
+            let first = run.holds.first().ok_or_else(|| -> Error {
+                ErrorKind::Invalid("this guard holds nothing that a script could depend on".into()).into()
+            })?;
             let patience = core.clock.now().plus(core.config.patience);
-            let outcome = tokio::select! {
-                biased;
-                outcome = core.backend.run(&self.run) => outcome,
-                () = core.clock.sleep_until(patience) => return Err(unknown(&core.unreachable(&self.run.name))),
-            };
-            match outcome {
-                Ok(Ran::Value(value)) => Ok(value),
-                Ok(Ran::NotHeld(ending)) => Err(ErrorKind::Lost {
-                    name: self.run.name.as_str().into(),
-                    cause: LostCause::of(ending),
+            let mut last = None;
+            loop {
+                let now = core.clock.now();
+                if last.is_some() && now >= patience {
+                    return Err(core.unanswered(&first.name, last));
                 }
-                .into()),
-                Err(Failure::No(error)) => Err(error),
-                Err(Failure::Unknown(error)) => Err(unknown(&error)),
+                // What is known to be lost is not even sent.
+                for held in &run.holds {
+                    if let Some(cause) = held.end(now) {
+                        return Err(held.lost_error(cause));
+                    }
+                }
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = core.backend.run(run) => outcome,
+                    () = core.clock.sleep_until(patience) => {
+                        let error = core.unanswered(&first.name, last);
+                        return Err(if run.may_run() { unknown(&error) } else { error });
+                    }
+                };
+                match outcome {
+                    Ok(Ran::Value(value)) => return Ok(value),
+                    Ok(Ran::NotHeld(which, ending)) => {
+                        let held = run.holds.get(which).unwrap_or(first);
+                        return Err(held.lost_error(LostCause::of(ending)));
+                    }
+                    Err(Failure::No(error)) => return Err(error),
+                    Err(Failure::Unknown(error)) if run.may_run() => return Err(unknown(&error)),
+                    Err(Failure::Unknown(error)) => {
+                        last = Some(error);
+                        core.pause().await;
+                    }
+                }
             }
         })
     }

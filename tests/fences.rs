@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use relatch::{FencedScript, LostCause, Relatch, ScriptValue};
-use support::{BOUND, Direction, Proxy, RedisServer, eventually_async, eventually_blocking};
+use support::{BOUND, Direction, Proxy, RedisCluster, RedisServer, eventually_async, eventually_blocking};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -206,6 +206,242 @@ async fn a_script_whose_answer_is_lost_is_unknown_and_is_not_sent_twice() {
             .is_ok_and(|n| n == ScriptValue::Int(3))
     })
     .await;
+}
+
+/// Who may bring a script in which way; and what is said where it is none.
+#[tokio::test]
+async fn a_script_is_brought_by_whichever_way_is_open_and_else_the_right_is_named() {
+    let server = RedisServer::start();
+    let rules = |more: &[&str]| {
+        let mut words = vec!["ACL", "SETUSER", "ann", "reset", "on", ">pw", "~*", "&*", "+@all"];
+        words.extend(more);
+        server.cli(&words);
+    };
+    let url = format!("redis://ann:pw@127.0.0.1:{}", server.port());
+    for (n, (rights, open)) in [
+        (&["-eval"] as &[&str], true),
+        (&["-script"], true),
+        (&["-evalsha", "-script"], true),
+        (&["-eval", "-script"], false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        rules(rights);
+        // That one brings ours, where this one may not.
+        let all = Relatch::connect(&server.url()).await.unwrap();
+        let relatch = Relatch::connect(&url).await.unwrap();
+        let lock = relatch.rwlock("it").unwrap();
+        let key = format!("{}:count", lock.hash_tag());
+        let held = lock.write().await.unwrap();
+        let count = FencedScript::new(&format!("return redis.call('INCRBY', KEYS[1], {n})"));
+        if open {
+            for _ in 0..2 {
+                server.reply(&["DEL", &key]);
+                let told = soon(held.run(&count).key(&*key)).await.unwrap();
+                assert_eq!(told.as_int(), Some(n as i64), "{rights:?}");
+                // It is forgotten with all others.
+                server.reply(&["SCRIPT", "FLUSH"]);
+            }
+        } else {
+            let error = soon(held.run(&count).key(&*key)).await.unwrap_err();
+            let said = error.to_string();
+            assert!(
+                error.is_server() && said.contains("ACL SETUSER <user> +script"),
+                "{said}"
+            );
+            assert!(!said.contains("of yours"), "{said}");
+        }
+        drop(held);
+        relatch.close().await.unwrap();
+        all.close().await.unwrap();
+    }
+    // The keys are the user's.
+    rules(&["resetkeys", "~relatch:1:*"]);
+    let relatch = Relatch::connect(&url).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    let set = FencedScript::new("return redis.call('SET', KEYS[1], 1)");
+    let error = soon(held.run(&set).key("left:{it}")).await.unwrap_err();
+    assert!(
+        error.is_server() && error.to_string().contains("ACL SETUSER <user> ~left:{it}"),
+        "{error}"
+    );
+}
+
+/// What a server says of itself is not the script's fault.
+#[tokio::test]
+async fn a_server_that_can_not_just_now_is_asked_again_and_runs_it_once() {
+    let server = RedisServer::start();
+    let server = std::sync::Arc::new(server);
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let hasty = Relatch::builder()
+        .url(server.url())
+        .patience(ms(500))
+        .connect()
+        .await
+        .unwrap();
+    let count = FencedScript::new("return redis.call('INCR', KEYS[1])");
+    let (one, two) = (relatch.rwlock("it").unwrap(), hasty.rwlock("that").unwrap());
+    let (held, brief) = (one.write().await.unwrap(), two.write().await.unwrap());
+    soon(held.run(&count).key("{it}")).await.unwrap();
+    soon(brief.run(&count).key("{that}")).await.unwrap();
+    let mut times = 1;
+    for (word, begin, end) in [
+        (
+            "busy with a slow script",
+            &[&["CONFIG", "SET", "lua-time-limit", "20"] as &[&str]] as &[&[&str]],
+            &[&["SCRIPT", "KILL"] as &[&str]] as &[&[&str]],
+        ),
+        (
+            "replica that has lost its primary",
+            &[
+                &["CONFIG", "SET", "replica-serve-stale-data", "no"],
+                &["REPLICAOF", "127.0.0.1", "1"],
+            ],
+            &[
+                &["REPLICAOF", "NO", "ONE"],
+                &["CONFIG", "SET", "replica-serve-stale-data", "yes"],
+            ],
+        ),
+    ] {
+        for words in begin {
+            server.cli(words);
+        }
+        if word.contains("busy") {
+            let slow = server.clone();
+            std::thread::spawn(move || slow.try_reply(&["EVAL", "while true do end", "0"]));
+            eventually_blocking(BOUND, "it is busy", || server.reply(&["PING"]).is_error());
+        }
+        // Its patience may end in the very moment in which it asks again: then it can't know.
+        eventually_async(BOUND, "it is known that it was not run", async || {
+            let error = soon(brief.run(&count).key("{that}")).await.unwrap_err();
+            let said = error.to_string();
+            assert!(error.is_unreachable() && said.contains(word), "{said}");
+            assert!(!said.contains("yours"), "{said}");
+            !said.contains("not known")
+        })
+        .await;
+        let mut run = held.run(&count).key("{it}").into_future();
+        let early = tokio::time::timeout(ms(60), &mut run).await;
+        assert!(early.is_err(), "it waits: {word}: {early:?}");
+        for words in end {
+            server.cli(words);
+        }
+        times += 1;
+        assert_eq!(soon(run).await.unwrap().as_int(), Some(times), "{word}");
+    }
+    assert_eq!(server.reply(&["GET", "{that}"]).text(), "1");
+
+    // Before it could write anything. What else it does, only its author knows: it is not run again.
+    server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    let error = soon(held.run(&count).key("{it}")).await.unwrap_err();
+    let said = error.to_string();
+    assert!(
+        error.is_unreachable() && said.contains("read-only replica"),
+        "{said}"
+    );
+    assert!(!said.contains("yours") && !said.contains("not known"), "{said}");
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+    let told = soon(held.run(&count).key("{it}")).await.unwrap();
+    assert_eq!(told.as_int(), Some(times + 1));
+}
+
+#[tokio::test]
+async fn a_script_of_several_names_runs_while_all_of_them_are_held() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let (a, b) = (
+        relatch.rwlock("{bank}a").unwrap(),
+        relatch.rwlock("{bank}b").unwrap(),
+    );
+    let both = soon(relatch.multi((b.read(), a.write()))).await.unwrap();
+    let echo =
+        FencedScript::new("redis.call('INCR', KEYS[1]) return { FENCE, FENCES[2], #FENCES, #KEYS, ARGV[1] }");
+    let run = async || soon(both.run(&echo).key("{bank}count").arg("x")).await;
+    let text = |text: &str| ScriptValue::Text(text.into());
+    let fence = |of: &str| text(&both.fence(of).unwrap().to_string());
+    assert_eq!(
+        run().await.unwrap(),
+        ScriptValue::List(vec![
+            fence("{bank}a"),
+            fence("{bank}b"),
+            ScriptValue::Int(2),
+            ScriptValue::Int(1),
+            text("x")
+        ])
+    );
+    assert_eq!(
+        both.stamp("{bank}b").map(relatch::Stamp::fence),
+        both.fence("{bank}b")
+    );
+    assert!(both.stamp("{bank}c").is_none());
+    assert!(b.validate(both.stamp("{bank}b").unwrap()).await.unwrap());
+    // Somebody takes the second away, and its client has not heard of it.
+    for key in server.keys() {
+        if key.starts_with("relatch:1:{bank}") && key.contains("=b") {
+            server.reply(&["DEL", &key]);
+        }
+    }
+    let error = run().await.unwrap_err();
+    assert!(
+        error.is_lost() && error.to_string().contains("{bank}b"),
+        "{error}"
+    );
+    assert_eq!(server.reply(&["GET", "{bank}count"]).text(), "1");
+    let none = soon(relatch.multi(Vec::<relatch::Part>::new())).await.unwrap();
+    assert!(soon(none.run(&echo)).await.unwrap_err().is_invalid());
+}
+
+#[tokio::test]
+async fn a_script_runs_on_the_node_of_a_cluster_that_has_the_lock() {
+    let cluster = RedisCluster::start(3);
+    for node in cluster.nodes() {
+        // Neither may send a script with its call.
+        node.cli(&["ACL", "SETUSER", "default", "-eval"]);
+    }
+    let relatch = Relatch::connect(&cluster.url()).await.unwrap();
+    let count = FencedScript::new("return redis.call('INCR', KEYS[1])");
+    for master in 0..3 {
+        let lock = relatch.rwlock(&cluster.name_on(master, "it")).unwrap();
+        let key = format!("{}:count", lock.hash_tag());
+        let held = soon(lock.write()).await.unwrap();
+        for n in 1..=2 {
+            let told = soon(held.run(&count).key(&*key)).await.unwrap();
+            assert_eq!(told.as_int(), Some(n));
+            // As one that takes over: it does not know the script.
+            cluster.node(master).cli(&["SCRIPT", "FLUSH"]);
+        }
+        let error = soon(held.run(&count).key("elsewhere")).await.unwrap_err();
+        assert!(
+            error.is_server() && error.to_string().contains(&lock.hash_tag()),
+            "{error}"
+        );
+    }
+    // A slot that moves is followed, and its new node learns the script.
+    let lock = relatch.rwlock(&cluster.name_on(0, "moving")).unwrap();
+    let key = format!("{}:count", lock.hash_tag());
+    let held = soon(lock.write()).await.unwrap();
+    assert_eq!(soon(held.run(&count).key(&*key)).await.unwrap().as_int(), Some(1));
+    cluster.move_slot(cluster.slot_of(&key), 0, 1);
+    assert_eq!(soon(held.run(&count).key(&*key)).await.unwrap().as_int(), Some(2));
+    // Of several names: where they share a slot.
+    let names = ["one", "two"].map(|of| relatch.rwlock(&format!("{{tag}}{of}")).unwrap());
+    let both = soon(relatch.multi(names.each_ref().map(relatch::RwLock::write)))
+        .await
+        .unwrap();
+    assert_eq!(
+        soon(both.run(&count).key("{tag}:n")).await.unwrap().as_int(),
+        Some(1)
+    );
+    let apart = [0, 1].map(|on| relatch.rwlock(&cluster.name_on(on, "apart")).unwrap());
+    let apart = soon(relatch.multi(apart.each_ref().map(relatch::RwLock::write)))
+        .await
+        .unwrap();
+    let error = soon(apart.run(&count).key("{tag}:n")).await.unwrap_err();
+    assert!(
+        error.is_invalid() && error.to_string().contains("{order:17}"),
+        "{error}"
+    );
 }
 
 // -- SQL -----------------------------------------------------------------------------------------------------------------

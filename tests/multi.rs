@@ -40,6 +40,8 @@ async fn held(relatch: &Relatch) -> u64 {
 async fn several_names_are_taken_by_one_script_and_stripes_too() {
     let server = RedisServer::start();
     let relatch = Relatch::connect(&server.url()).await.unwrap();
+    // The first use brings the script.
+    soon(soon(all(&relatch)).await.unwrap().release()).await.unwrap();
     for free in [true, false] {
         let busy = match free {
             true => None,
@@ -137,4 +139,25 @@ async fn a_key_of_another_type_that_only_a_write_would_find_takes_none_of_them()
         format!("{fence:?}").contains("Nil"),
         "a was taken for a moment: {fence:?}"
     );
+}
+
+/// Its script is not loaded ahead. Where it may not be sent along it is loaded when it is first used, and after it was forgotten.
+#[tokio::test]
+async fn several_names_are_taken_where_scripts_go_only_by_their_hash() {
+    let server = RedisServer::start();
+    server.cli(&["ACL", "SETUSER", "default", "-eval"]);
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let connections = || server.info("stats", "total_connections_received").unwrap();
+    for _ in 0..2 {
+        let before = connections();
+        let taken = soon(all(&relatch)).await.unwrap();
+        assert_eq!(held(&relatch).await, 4);
+        taken.release().await.unwrap();
+        let (before, after) = (
+            before.parse::<u64>().unwrap(),
+            connections().parse::<u64>().unwrap(),
+        );
+        assert_eq!(after, before + 1, "only the one that asks: the links stayed");
+        server.cli(&["SCRIPT", "FLUSH"]);
+    }
 }

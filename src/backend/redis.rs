@@ -308,51 +308,44 @@ impl RedisBackend {
 
     /// Sends a command to whoever serves the slot: once, and again only where a server said that it had not executed it.
     ///
-    /// `make` makes the command for a link: in full, if a script has to go with its source; and whether a node executes it that the
-    /// slot is only being moved to.
+    /// `source` is that of the script, if the command runs one. `make` makes the command for a link: in full, if the script has to go with its
+    /// source; and whether a node executes it that the slot is only being moved to.
     async fn deliver(
         &self,
         slot: u16,
         way: Way,
         what: impl Fn() -> String,
+        source: Option<&str>,
         make: impl Fn(&Live, Form) -> Cmd,
     ) -> Result<Answered, Failure> {
-        match self.send(slot, way, true, make).await? {
+        match self.send(slot, way, source, make).await? {
             Ok(answered) => Ok(answered),
             Err((way, error)) => Err(self.refused(&way, &what(), &error).await),
         }
     }
 
-    /// The same, with what a server said against it as it said it. `own`: the script is one of ours, which every link brings.
+    /// The same, with what a server said against it as it said it.
     async fn send(
         &self,
         slot: u16,
         mut way: Way,
-        own: bool,
+        source: Option<&str>,
         make: impl Fn(&Live, Form) -> Cmd,
     ) -> Result<Result<Answered, (Way, ServerError)>, Failure> {
         let mut asking = false;
         let mut hops = 0;
         loop {
             let live = way.live.clone();
-            let mut form = Form { full: false, asking };
+            let form = Form { full: false, asking };
             let mut sent = self.clock.now();
             let open = live.pace.open(sent);
             let mut value = send(&live, &make(&live, form), asking).await;
-            if matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoScript))
+            if let (Ok(unknown), Some(source)) = (&value, source)
+                && is_no_script(unknown)
             {
-                // The server has restarted, or was told to forget. This makes it know the script as well.
-                form.full = true;
+                // The server has restarted, or was told to forget; or nobody has used this one yet.
                 sent = self.clock.now();
-                value = send(&live, &make(&live, form), asking).await;
-                if own
-                    && matches!(&value, Ok(Value::ServerError(error)) if error.kind() == Some(ServerErrorKind::NoPerm))
-                {
-                    // Scripts may be brought, but not that way. The next link brings them.
-                    let error = live.peer.unreachable("has forgotten the scripts");
-                    way.linker.fault(&live, &error);
-                    return Err(Failure::Unknown(error));
-                }
+                value = bring(&live, source, |form| make(&live, form), form).await;
             }
             open.answered(self.clock.now());
             let error = match value {
@@ -390,7 +383,9 @@ impl RedisBackend {
         let slot = self.route.slot(|| slots::slot_of_plain(key));
         let way = self.way(slot).await?;
         let what = || format!("the key {key}");
-        let answered = self.deliver(slot, way, what, |_, _| command.clone()).await?;
+        let answered = self
+            .deliver(slot, way, what, None, |_, _| command.clone())
+            .await?;
         Ok(answered.value)
     }
 
@@ -451,6 +446,56 @@ async fn send(live: &Live, command: &Cmd, asking: bool) -> Result<Value, RedisEr
     }
 }
 
+/// Has a server that does not know a script learn it and run it, on one connection in one go, so that nothing can come in between; with its source
+/// in the call where scripts may not be loaded.
+async fn bring(
+    live: &Live,
+    source: &str,
+    make: impl Fn(Form) -> Cmd,
+    form: Form,
+) -> Result<Value, RedisError> {
+    let mut both = ::redis::Pipeline::with_capacity(3);
+    both.cmd("SCRIPT").arg("LOAD").arg(source);
+    if form.asking {
+        both.cmd("ASKING");
+    }
+    both.add_command(make(form));
+    let answers = live
+        .connection
+        .clone()
+        .send_packed_commands(&both, 0, 2 + usize::from(form.asking))
+        .await?;
+    let mut answers = answers.into_iter();
+    let loaded = answers.next().unwrap_or(Value::Nil);
+    let ran = answers.next_back().unwrap_or(Value::Nil);
+    if !is_no_script(&ran) {
+        return Ok(ran);
+    }
+    if matches!(&loaded, Value::ServerError(error) if !forbids(error)) {
+        // It would not have it: it is no Lua, say.
+        return Ok(loaded);
+    }
+    let whole = send(live, &make(Form { full: true, ..form }), form.asking).await?;
+    // Where neither may be done, this is the right to give: scripts are run by their hash here.
+    Ok(match (&loaded, &whole) {
+        (Value::ServerError(_), Value::ServerError(error)) if forbids(error) => loaded,
+        _ => whole,
+    })
+}
+
+fn is_no_script(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
+}
+
+/// Whether a command may not be used, or is not there at all.
+fn forbids(error: &ServerError) -> bool {
+    let details = error.details().unwrap_or_default();
+    match error.kind() {
+        Some(ServerErrorKind::NoPerm) => !details.contains(" key"),
+        _ => details.starts_with("unknown command"),
+    }
+}
+
 impl Backend for RedisBackend {
     fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>> {
         Box::pin(async move {
@@ -461,8 +506,9 @@ impl Backend for RedisBackend {
             }
             let id = self.calls.fetch_add(1, Ordering::Relaxed);
             let what = || format!("the key {}", scripts::keys(&call.name)[0]);
+            let source = Some(scripts::script_of(&call.operation).source);
             let answered = self
-                .deliver(slot, way, what, |live, form| {
+                .deliver(slot, way, what, source, |live, form| {
                     // Nobody listens yet where the slot is only being moved to.
                     let trust = live.trust && !form.asking;
                     let encoded = self.encode(call, id, slot, live, trust);

@@ -1,49 +1,64 @@
-//! A user's script, run if a hold stands. `scripts/fenced.lua` looks at the hold; what it replies is read here.
+//! A user's script, run if a hold stands, or all of several. `scripts/fenced.lua` looks at the holds; what it replies is read here.
 
 use redis::{ServerError, Value};
 use std::sync::atomic::Ordering;
 
-use super::refusal::printable;
-use super::{Answered, RedisBackend, scripts, slots};
+use super::link::Way;
+use super::refusal::{Refusal, classify, printable};
+use super::{Answered, RedisBackend, hash_tag, scripts, slots};
 use crate::backend::Failure;
 use crate::error::ErrorKind;
 use crate::protocol::Ending;
 use crate::script::{Ran, Run, ScriptValue};
 
 impl RedisBackend {
-    /// Sends it once; a second time only when the server did not know the script, which then did not run.
+    /// Sends it once; again only when the server did not know the script, or says that another serves it: then it did not run.
     pub(super) async fn run_fenced(&self, run: &Run) -> Result<Ran, Failure> {
-        let slot = self.route.slot(|| slots::slot_of(&run.name));
+        let mut slots = run
+            .holds
+            .iter()
+            .map(|held| self.route.slot(|| slots::slot_of(&held.name)));
+        let slot = slots.next().unwrap_or_default();
+        if slots.any(|other| other != slot) {
+            return Err(Failure::No(
+                ErrorKind::Invalid(
+                    "one script can't see to names in several slots of a cluster: begin all of them with the same tag in braces, as in \
+                     {order:17}items"
+                        .into(),
+                )
+                .into(),
+            ));
+        }
         let way = self.way(slot).await?;
         let id = self.calls.fetch_add(1, Ordering::Relaxed).to_string();
-        let [hash, readers, _, _, marks] = scripts::keys(&run.name);
         let command = |verb: &str, script: &str| {
             let mut command = redis::cmd(verb);
-            command
-                .arg(script)
-                .arg(3 + run.keys.len())
-                .arg(&[&hash, &readers, &marks])
-                .arg(&run.keys)
-                .arg(&id)
-                .arg(run.member.request.wire())
-                .arg(run.member.owner.wire())
-                .arg(run.fence)
-                .arg(&run.args);
+            command.arg(script).arg(3 * run.holds.len() + run.keys.len());
+            for held in &run.holds {
+                let [hash, readers, _, _, marks] = scripts::keys(&held.name);
+                command.arg(&[hash, readers, marks]);
+            }
+            command.arg(&run.keys).arg(&id).arg(run.holds.len());
+            for held in &run.holds {
+                command
+                    .arg(held.member.request.wire())
+                    .arg(held.member.owner.wire())
+                    .arg(held.fence);
+            }
+            command.arg(&run.args);
             command
         };
+        run.sends();
         let answered = self
-            .send(slot, way, false, |live, form| match form.full || live.by_source {
-                true => command("EVAL", &run.source().text),
-                false => command("EVALSHA", &run.source().sha1),
+            .send(slot, way, Some(&run.source().text), |live, form| {
+                match form.full || live.by_source {
+                    true => command("EVAL", &run.source().text),
+                    false => command("EVALSHA", &run.source().sha1),
+                }
             })
             .await?;
         match answered {
-            // Of a cluster: nothing was done, and it may be asked again.
-            Err((way, error)) if matches!(error.code(), "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN") => {
-                Err(self.refused(&way, &format!("the key {hash}"), &error).await)
-            }
-            // It is the user's script that failed, as far as one can tell: the link is as good as it was.
-            Err((_, error)) => Err(failed(&error)),
+            Err((way, error)) => Err(self.turned_down(&way, run, &error).await),
             Ok(Answered { way, value, .. }) => match read(&id, value) {
                 Some(Ok(ran)) => Ok(ran),
                 Some(Err(error)) => Err(failed(&error)),
@@ -56,6 +71,62 @@ impl RedisBackend {
                     Err(Failure::Unknown(error))
                 }
             },
+        }
+    }
+
+    /// The server answered with an error: its own, or one that the user's script ran into.
+    async fn turned_down(&self, way: &Way, run: &Run, error: &ServerError) -> Failure {
+        let place = &way.live.peer.place;
+        let details = error.details().unwrap_or_default();
+        // It says in which line of a script it came up.
+        if details.contains("user_script") {
+            return match classify(place, "a key of the script", error) {
+                // Said of the first thing that is read, which is the hold.
+                Refusal::Later(_) if details.contains("stale replica") || error.code() == "MASTERDOWN" => {
+                    run.did_not_run();
+                    self.refused(way, "the script", error).await
+                }
+                // Said of the first thing that is written: nothing was. What else it may have done, only its author knows.
+                Refusal::Later(error) if details.contains("NOREPLICAS") => Failure::No(error),
+                Refusal::Elsewhere(error) => {
+                    way.linker.fault(&way.live, &error);
+                    Failure::No(error)
+                }
+                _ => failed(error),
+            };
+        }
+        run.did_not_run();
+        match error.code() {
+            "ERR" => failed(error),
+            "CROSSSLOT" => {
+                let tag = run
+                    .holds
+                    .first()
+                    .map(|held| hash_tag(&held.name))
+                    .unwrap_or_default();
+                Failure::No(
+                    ErrorKind::Server(format!(
+                        "a key of the script is in another slot of the cluster than the lock: have it begin with {tag} ({place} said: {})",
+                        printable(details)
+                    ))
+                    .into(),
+                )
+            }
+            "NOPERM" if details.contains(" key") => {
+                let keys: Vec<String> = run
+                    .keys
+                    .iter()
+                    .map(|key| format!("~{}", String::from_utf8_lossy(key)))
+                    .collect();
+                Failure::No(
+                    ErrorKind::Server(format!(
+                        "{place} does not let this user touch a key that the script was given (NOPERM): ACL SETUSER <user> {}",
+                        printable(&keys.join(" "))
+                    ))
+                    .into(),
+                )
+            }
+            _ => self.refused(way, "the script", error).await,
         }
     }
 }
@@ -89,7 +160,16 @@ fn read(id: &str, value: Value) -> Option<Result<Ran, ServerError>> {
             Some(Value::ServerError(error)) => Err(error),
             value => Ok(Ran::Value(value.map_or(ScriptValue::Nil, plain))),
         }),
-        "not_held" => Some(Ok(Ran::NotHeld(Ending::from_wire(&text()?)?))),
+        "not_held" => {
+            let Value::Int(which) = fields.next()? else {
+                return None;
+            };
+            let Value::BulkString(ending) = fields.next()? else {
+                return None;
+            };
+            let ending = Ending::from_wire(std::str::from_utf8(&ending).ok()?)?;
+            Some(Ok(Ran::NotHeld(usize::try_from(which - 1).ok()?, ending)))
+        }
         _ => None,
     }
 }

@@ -66,7 +66,7 @@ impl RedisBackend {
     async fn told(&self, slot: u16, what: &str, command: Cmd) -> Result<Value, Failure> {
         let way = self.way(slot).await?;
         let answered = self
-            .deliver(slot, way, || what.to_owned(), |_, _| command.clone())
+            .deliver(slot, way, || what.to_owned(), None, |_, _| command.clone())
             .await?;
         Ok(answered.value)
     }

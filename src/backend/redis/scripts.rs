@@ -65,7 +65,7 @@ static WITHDRAW: Script = script!("withdraw");
 static POLL: Script = script!("poll");
 static REVOKE: Script = script!("revoke");
 static INSPECT: Script = script!("inspect");
-static ACQUIRE_ALL: Script = script!("acquire_all");
+pub(super) static ACQUIRE_ALL: Script = script!("acquire_all");
 
 /// Those that every link loads ahead: all but the one for several names, which few use; it is loaded when it is first used.
 pub(super) static AHEAD: [&Script; 8] = [
@@ -307,7 +307,7 @@ impl Encoded {
         self.command("EVALSHA", self.script.sha1())
     }
 
-    /// By its source: when the server answered NOSCRIPT. It knows the script from then on.
+    /// By its source: for who may not load scripts. The server knows the script from then on.
     pub(super) fn eval(&self) -> redis::Cmd {
         self.command("EVAL", self.script.source)
     }
@@ -330,9 +330,9 @@ pub(super) fn encode(call: &Call, call_id: u64, tuning: &Tuning, trust: bool) ->
     encode_for(call, call_id, tuning, trust, CHANNEL)
 }
 
-/// Where clients listen to `channels` and their ids. With a hash tag in it messages are sent by SPUBLISH.
-pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) -> Encoded {
-    let script = match &call.operation {
+/// The script that does it.
+pub(super) fn script_of(operation: &Operation) -> &'static Script {
+    match operation {
         Operation::Acquire(_) => &ACQUIRE,
         Operation::Release(_) => &RELEASE,
         Operation::Downgrade(_) => &DOWNGRADE,
@@ -341,8 +341,12 @@ pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool
         Operation::Poll(_) => &POLL,
         Operation::Revoke(_) => &REVOKE,
         Operation::Inspect(_) => &INSPECT,
-    };
-    let mut to = Encoded::new(script);
+    }
+}
+
+/// Where clients listen to `channels` and their ids. With a hash tag in it messages are sent by SPUBLISH.
+pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) -> Encoded {
+    let mut to = Encoded::new(script_of(&call.operation));
     match &call.operation {
         Operation::Renew(ops) => {
             for of in ops.chunk_by(|a, b| a.name == b.name) {

@@ -383,6 +383,7 @@ async fn an_unanswered_call_is_unknown_and_takes_the_link_down() {
 async fn a_script_that_was_flushed_is_sent_again() {
     let server = Server::start(&[]);
     let backend = linked(quick(&server.url())).await;
+    let _: () = server.ask(&["CONFIG", "RESETSTAT"]);
     for _ in 0..3 {
         soon(backend.call(&look("x"))).await.unwrap();
         let _: () = server.ask(&["SCRIPT", "FLUSH"]);
@@ -390,8 +391,10 @@ async fn a_script_that_was_flushed_is_sent_again() {
         soon(backend.call(&look("x"))).await.unwrap();
     }
     let stats: String = server.ask(&["INFO", "commandstats"]);
-    // Loaded ahead: only the flushes cost a source.
-    assert!(stats.contains("cmdstat_eval:calls=3,"), "{stats}");
+    // Loaded ahead: only the flushes cost a source. Redis 6.2 counts them with the flushes.
+    let loads = ["cmdstat_script|load:calls=3,", "cmdstat_script:calls=6,"];
+    assert!(loads.iter().any(|loads| stats.contains(loads)), "{stats}");
+    assert!(!stats.contains("cmdstat_eval:"), "{stats}");
     assert_eq!(*backend.generation().borrow(), 1);
 }
 

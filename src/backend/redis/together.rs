@@ -12,7 +12,7 @@ use crate::protocol::{Acquire, Acquired, Answer, Name, Reply};
 const MOST: usize = 128;
 
 impl RedisBackend {
-    /// Sends it once; a second time only when the server did not know the script, which then did not run.
+    /// Sends it once; again only where a server said that it had not executed it.
     pub(super) async fn acquire_together(&self, parts: &[(Name, Acquire)]) -> Result<Together, Failure> {
         let mut places = parts.iter().map(|(name, _)| self.together(name));
         let first = places.next();
@@ -32,16 +32,22 @@ impl RedisBackend {
         let id = self.calls.fetch_add(1, Ordering::Relaxed);
         let what = || format!("the key {}, or one of those with it", scripts::keys(name)[0]);
         let answered = self
-            .deliver(slot, way, what, |live, form| {
-                let trust = live.trust && !form.asking;
-                let channels = self.channels(slot, live);
-                let encoded = scripts::encode_all(parts, id, &self.tuning, trust, &channels);
-                if form.full || live.by_source {
-                    encoded.eval()
-                } else {
-                    encoded.evalsha()
-                }
-            })
+            .deliver(
+                slot,
+                way,
+                what,
+                Some(scripts::ACQUIRE_ALL.source),
+                |live, form| {
+                    let trust = live.trust && !form.asking;
+                    let channels = self.channels(slot, live);
+                    let encoded = scripts::encode_all(parts, id, &self.tuning, trust, &channels);
+                    if form.full || live.by_source {
+                        encoded.eval()
+                    } else {
+                        encoded.evalsha()
+                    }
+                },
+            )
             .await?;
         let Answered { way, sent, value } = answered;
         match scripts::decode_all(parts.len(), id, value) {
