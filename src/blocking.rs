@@ -43,7 +43,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::MutexGuard;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Wake, Waker};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
@@ -81,6 +84,15 @@ pub(crate) fn wait<F: Future>(core: &Core, future: F) -> Result<F::Output, Error
     Ok(wait_in(room(core)?, future))
 }
 
+/// The same for a user's own future, which may spawn: that belongs on the runtime that it is called in, if another thread drives that.
+pub(crate) fn wait_for_theirs<F: Future>(core: &Core, future: F) -> Result<F::Output, Error> {
+    let room = room(core)?;
+    Ok(match runtime_with_many() {
+        Some(runtime) => wait_on(&runtime, future),
+        None => wait_in(room, future),
+    })
+}
+
 fn room(core: &Core) -> Result<Room, Error> {
     if let Some(room) = core.room() {
         return Ok(room);
@@ -98,21 +110,31 @@ fn room(core: &Core) -> Result<Room, Error> {
 
 /// It is polled on this thread, with the timers of the client's own.
 fn wait_in<F: Future>(room: Room, future: F) -> F::Output {
+    wait_on(&room.runtime, future)
+}
+
+fn wait_on<F: Future>(runtime: &Handle, future: F) -> F::Output {
     give_way(move || {
-        let _context = room.runtime.enter();
+        let _context = runtime.enter();
         // Without a budget: the task that may be around this one gets no new one while it is blocked.
         pollster::block_on(tokio::task::unconstrained(future))
     })
 }
 
+/// The runtime that this is called in, if it has more threads than this one.
+fn runtime_with_many() -> Option<Handle> {
+    Handle::try_current()
+        .ok()
+        .filter(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
+}
+
 /// Blocks. On a worker of a runtime with many, another takes over what is queued on this one: it may be what this one waits for.
 fn give_way<T>(block: impl FnOnce() -> T) -> T {
-    let on_a_worker = tokio::task::try_id().is_some()
-        && Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if !on_a_worker {
+    if runtime_with_many().is_none() || !is_worker() {
         return block();
     }
-    // A task of a `LocalSet` looks the same, and can't give way: tokio refuses it before it has begun.
+    // What still passes for a worker is a runtime with one thread, in which the handle of one with many was entered. Tokio refuses that with a panic,
+    // before it has begun.
     let mut block = Some(block);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         tokio::task::block_in_place(|| block.take().map(|block| block()))
@@ -123,6 +145,21 @@ fn give_way<T>(block: impl FnOnce() -> T) -> T {
         (Err(panic), None) => resume_unwind(panic),
         (Ok(None), None) => unreachable!("it is taken once"),
     }
+}
+
+/// Is this thread one that runs a runtime's tasks? Asked of nobody else can a worker give way: tokio panics, and so it does in a `LocalSet`, whose
+/// tasks look the same in all other respects. A yield tells: a worker keeps the waker for later, anywhere else it is woken at once.
+fn is_worker() -> bool {
+    struct Woken(AtomicBool);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    let _pending = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
+    !woken.0.load(Ordering::Relaxed)
 }
 
 impl<G: FromHold> Acquire<G> {

@@ -98,6 +98,10 @@ impl Relatch {
     /// Runs `work` on this thread, which blocks until it is done: the way for a thread to whatever is async here. To acquire there is
     /// [`Acquire::wait`](crate::Acquire::wait), where the thread is the owner; here it is not. See [`blocking`](crate::blocking).
     ///
+    /// What `work` spawns goes to the Tokio runtime with many threads that this is called in. Anywhere else there is none that could run it meanwhile: then it
+    /// goes to the client's own thread, where it must not block, and *ends when the client does*. Name a [`Handle`](tokio::runtime::Handle) of your
+    /// own runtime to spawn what is to live on.
+    ///
     /// # Errors
     ///
     /// Those of `work`; and [`is_invalid`](Error::is_invalid) when this client has no thread of its own.
@@ -110,7 +114,7 @@ impl Relatch {
     /// # ; Ok::<(), relatch::Error>(())
     /// ```
     pub fn block_on<T, E: From<Error>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-        crate::blocking::wait(&self.client, work)?
+        crate::blocking::wait_for_theirs(&self.client, work)?
     }
 
     /// A lock on a name: any UTF-8 string of 1 to 512 bytes. Cheap; asks nobody.

@@ -336,6 +336,109 @@ mod claims {
         });
     }
 
+    /// Tokio can't give way there, and says so by a panic: it must not be asked, as who aborts on a panic is gone.
+    pub async fn a_local_set_may_block_and_nothing_panics(world: &World) {
+        let a = client(world).await;
+        thread_local! {
+            static WATCHED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        }
+        static PANICS: AtomicI64 = AtomicI64::new(0);
+        static WATCH: std::sync::Once = std::sync::Once::new();
+        WATCH.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                PANICS.fetch_add(i64::from(WATCHED.get()), SeqCst);
+                before(panic);
+            }));
+        });
+        on_a_thread(move || {
+            WATCHED.set(true);
+            for many in [true, false] {
+                let runtime = match many {
+                    true => tokio::runtime::Builder::new_multi_thread()
+                        .worker_threads(1)
+                        .on_thread_start(|| WATCHED.set(true))
+                        .enable_all()
+                        .build(),
+                    false => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+                }
+                .unwrap();
+                let local = tokio::task::LocalSet::new();
+                let there = a.clone();
+                let work = async move { contended(&there) };
+                local.block_on(&runtime, async { tokio::task::spawn_local(work).await.unwrap() });
+                // Within what has given way already, and beside it.
+                let there = a.clone();
+                let nested = async move {
+                    let runtime = tokio::runtime::Handle::current();
+                    tokio::task::block_in_place(|| {
+                        let local = tokio::task::LocalSet::new();
+                        let work = async move { contended(&there) };
+                        runtime.block_on(
+                            local.run_until(async { tokio::task::spawn_local(work).await.unwrap() }),
+                        );
+                    });
+                };
+                if many {
+                    runtime.block_on(async { tokio::spawn(nested).await.unwrap() });
+                }
+            }
+        });
+        assert_eq!(PANICS.load(SeqCst), 0);
+    }
+
+    pub async fn a_runtime_inside_of_another_may_block(world: &World) {
+        let a = client(world).await;
+        on_a_thread(move || {
+            let many = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let one = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            one.block_on(async {
+                let _other = many.enter();
+                drop(lock(&a).write().wait().unwrap());
+            });
+        });
+    }
+
+    pub async fn what_is_spawned_inside_outlives_the_client_where_the_caller_has_a_runtime(world: &World) {
+        let a = client(world).await;
+        on_a_thread(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            let spawned = runtime.block_on(async {
+                let there = a.clone();
+                let spawned = tokio::spawn(async move {
+                    there
+                        .block_on(async {
+                            assert_eq!(tokio::spawn(async { 1 }).await.unwrap(), 1, "it runs meanwhile");
+                            // The client's own timers and those of the caller's.
+                            tokio::time::sleep(ms(1)).await;
+                            there.inspect("it").await?;
+                            Ok::<_, Error>(tokio::spawn(async move { gone.await.is_ok() }))
+                        })
+                        .unwrap()
+                })
+                .await
+                .unwrap();
+                a.close().await.unwrap();
+                drop(a);
+                spawned
+            });
+            go.send(()).unwrap();
+            assert!(runtime.block_on(spawned).unwrap(), "it went on");
+        });
+    }
+
     pub async fn a_thread_of_a_scope_is_the_owner_of_that(world: &World) {
         let a = client(world).await;
         let owner = Owner::new();
@@ -380,6 +483,9 @@ on_every_backend! { "threads.rs":
     a_task_of_a_runtime_with_one_thread_may_block
     a_task_of_a_runtime_with_many_threads_may_block
     a_worker_that_blocks_gives_way_to_the_task_that_holds
+    a_local_set_may_block_and_nothing_panics
+    a_runtime_inside_of_another_may_block
+    what_is_spawned_inside_outlives_the_client_where_the_caller_has_a_runtime
     a_thread_of_a_scope_is_the_owner_of_that
     waiting_ends_when_the_client_is_closed
 }
