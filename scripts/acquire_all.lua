@@ -15,10 +15,12 @@
 -- Replies
 --   granted  a row for each name: fence, deadline_ms, depth
 --   busy     one of them can't be had at once, or its request has ended; none was taken
+--   refused  a row with the number of the first, from 1 on, that its owner holds already, or waits for, and that was not to be; none was taken
 -- Wakes
 --   requests of the same owner that may re-enter now; and whoever can enter as a lease has lapsed.
 local now_us = clock()
 
+-- Whether it may enter; and whether it is not to, as its owner is there already.
 local function may_enter(M, request, owner, mode, first)
   if M.granted(owner, request) then
     return true -- a copy
@@ -30,19 +32,27 @@ local function may_enter(M, request, owner, mode, first)
     return false
   end
   if first and (M.strongest(M.hold_of(owner)) or (M.waiting > 0 and #M.waiting_of(owner) > 0)) then
-    return false
+    return false, true
   end
   return M.admits(owner, mode, 0)
 end
 
-local machines, all = {}, true
+local some_first = false
+for at = 3, #ARGV, 6 do
+  some_first = some_first or ARGV[at + 4] == '1'
+end
+
+local machines, all, refused = {}, true, false
 for at = 3, #ARGV, 6 do
   local M = machine(now_us, { ARGV[at + 1] }, false, #machines * 5)
   machines[#machines + 1] = M
   M.advance(M.lapse())
   M.flush()
-  all = may_enter(M, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1')
-  if not all then
+  local may, second = may_enter(M, ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4] == '1')
+  all = all and may
+  refused = second and #machines
+  -- A refusal matters more than who is in the way.
+  if refused or not (all or some_first) then
     break
   end
 end
@@ -59,7 +69,7 @@ if all then
   end
 end
 
-local rows = {}
+local rows = refused and { { refused } } or {}
 for i, M in ipairs(machines) do
   if all then
     local at = 3 + (i - 1) * 6
@@ -81,4 +91,4 @@ for i, M in ipairs(machines) do
   end
   M.flush()
 end
-return { CALL, now_us, all and 'granted' or 'busy', rows }
+return { CALL, now_us, all and 'granted' or refused and 'refused' or 'busy', rows }

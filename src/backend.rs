@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind};
 use crate::looking::{ChangeSet, Cursor, Page, Pattern};
 use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Member, Name, Polled, Push, Replicas};
 
+use crate::state::WhyNot;
+
 pub(crate) mod embedded;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -43,8 +45,8 @@ pub(crate) enum Failure {
 pub(crate) enum Together {
     /// All are granted; for each, in order, what an acquisition of its own would have heard.
     Granted(Vec<Heard>),
-    /// One could not be had; none was taken.
-    Busy,
+    /// One could not be had, or was not to be; none was taken.
+    Not(WhyNot),
     /// They can't be taken in one step: that was not tried.
     Apart,
 }

@@ -24,7 +24,7 @@ use crate::protocol::{
     Acquire as AcquireCall, Acquired, Call, ClientInfo, Ending, MAX_LABEL, Member, Mode, Name, Operation,
     OwnerId, Polled, Replicas, Reply, RequestId, Snapshot, WaitRow, Withdrawn, millis,
 };
-use crate::state::BLAME_ROWS;
+use crate::state::{BLAME_ROWS, WhyNot};
 use crate::waiters::{Outcome, Wanted};
 use crate::watchdog::{Granting, Held, Keep};
 
@@ -709,15 +709,23 @@ async fn obtain_at_once(
         };
         match outcome {
             Ok(Together::Granted(heard)) => break heard,
-            Ok(nothing) => {
+            Ok(none) => {
                 // If it was sent twice, the first may have been granted, and one of them have ended since: then they are withdrawn.
                 for (pending, ..) in &mut pendings {
                     pending.answered(resent);
                 }
-                return Ok(match nothing {
-                    Together::Apart => AtOnce::Apart,
-                    _ => AtOnce::Busy,
-                });
+                return match none {
+                    Together::Not(WhyNot::Refused(at)) => {
+                        let spec = specs.get(at).ok_or_else(crate::client::unexpected)?;
+                        Err(ErrorKind::SelfLock {
+                            name: spec.name.as_str().into(),
+                            mode: spec.mode,
+                        }
+                        .into())
+                    }
+                    Together::Apart => Ok(AtOnce::Apart),
+                    _ => Ok(AtOnce::Busy),
+                };
             }
             // A server that says no in the middle may have begun: they are withdrawn.
             Err(Failure::No(error)) => return Err(error),

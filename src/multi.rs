@@ -132,7 +132,7 @@ pub struct Multi {
 ///
 /// # Errors
 ///
-/// As [`Multi`], but never a timeout and never a refusal: both are `None`.
+/// As [`Multi`], but never a timeout: that is `None`. A refusal only of a part that does [not re-enter](RwLock::non_reentrant).
 ///
 /// # Cancel safety
 ///
@@ -322,13 +322,7 @@ async fn acquire_all(
     if specs.len() > 1 {
         match acquire_at_once(client, &specs, owner, deadline).await? {
             AtOnce::Granted(holds) => return Ok(Some(holds)),
-            AtOnce::Busy if specs.iter().all(|spec| !spec.wait) => {
-                return match specs.iter().find(|spec| spec.first) {
-                    // One by one tells who was refused.
-                    Some(_) => one_by_one(client, specs, owner, deadline).await,
-                    None => Ok(None),
-                };
-            }
+            AtOnce::Busy if specs.iter().all(|spec| !spec.wait) => return Ok(None),
             _ => {}
         }
     }

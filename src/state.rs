@@ -150,6 +150,43 @@ fn depth(hold: &Hold, mode: Mode) -> u64 {
     hold.iter().filter(|g| g.mode == mode).count() as u64
 }
 
+/// What would become of a request, if it were made now and did not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Would {
+    Grant,
+    Not,
+    /// Its owner is there already, and it is not to re-enter.
+    Refuse,
+}
+
+/// The same for several that are taken together, in their order: `None` if all would be granted; else why not. A refusal matters more than who is
+/// in the way, so where there may be one all are looked at.
+pub(crate) fn would_grant_all<'a>(
+    ops: impl IntoIterator<Item = &'a Acquire> + Clone,
+    mut look: impl FnMut(usize, &Acquire) -> Would,
+) -> Option<WhyNot> {
+    let some_first = ops.clone().into_iter().any(|op| op.first);
+    let mut busy = false;
+    for (at, op) in ops.into_iter().enumerate() {
+        match look(at, op) {
+            Would::Grant => {}
+            Would::Not if some_first => busy = true,
+            Would::Not => return Some(WhyNot::Busy),
+            Would::Refuse => return Some(WhyNot::Refused(at)),
+        }
+    }
+    busy.then_some(WhyNot::Busy)
+}
+
+/// Why several are not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhyNot {
+    /// One can't be had at once.
+    Busy,
+    /// The owner of this one is there already, and it is not to re-enter.
+    Refused(usize),
+}
+
 impl LockState {
     /// One step. Replies, and tells the clients that were given something or must give something back.
     pub(crate) fn apply(&mut self, call: &Operation, cx: &Context<'_>) -> (Answer, Vec<(ClientId, Push)>) {
@@ -714,15 +751,22 @@ impl LockState {
 
     /// The first half of taking several names at once, all or none: would this one be granted? Everything but that is as in a step of its own. The second half
     /// is an acquisition of each.
-    pub(crate) fn would_grant(&mut self, op: &Acquire, cx: &Context<'_>) -> (bool, Vec<(ClientId, Push)>) {
+    pub(crate) fn would_grant(&mut self, op: &Acquire, cx: &Context<'_>) -> (Would, Vec<(ClientId, Push)>) {
         let mut pushes = Pushes::default();
         let freed = self.lapse(cx);
         self.advance(freed, cx, &mut pushes);
-        let yes = self.granted(op.owner, op.request).is_some()
-            || (self.ending(op.request, 0, cx) == Ending::Unknown
-                && !self.is_second(op)
-                && self.admits(op, cx));
-        (yes, pushes.into_messages(cx.now_us))
+        let would = if self.granted(op.owner, op.request).is_some() {
+            Would::Grant
+        } else if self.ending(op.request, 0, cx) != Ending::Unknown {
+            Would::Not
+        } else if self.is_second(op) {
+            Would::Refuse
+        } else if self.admits(op, cx) {
+            Would::Grant
+        } else {
+            Would::Not
+        };
+        (would, pushes.into_messages(cx.now_us))
     }
 
     /// Since when a request holds that enters at once. One that its owner was made for, and that only reads, tells it by itself: all that need be

@@ -16,7 +16,7 @@ use crate::clock::{Clock, Moment};
 use crate::error::{Error, ErrorKind};
 use crate::looking::{ChangeSet, Cursor, Page, Pattern};
 use crate::protocol::{Acquire, Answer, Call, ClientId, ClientInfo, Ids, Name, Operation, Push};
-use crate::state::{Context, LockState, Tuning};
+use crate::state::{Context, LockState, Tuning, would_grant_all};
 
 /// A lock server within this process, for programs that need no other and for tests.
 ///
@@ -258,25 +258,26 @@ impl Backend for EmbeddedBackend {
 
     fn acquire_all<'a>(&'a self, parts: &'a [(Name, Acquire)]) -> Later<'a, Result<Together, Failure>> {
         let outcome = self.in_one(|steps| {
-            let all = parts
+            let why_not = would_grant_all(parts.iter().map(|(_, op)| op), |at, op| {
+                steps.on(&parts[at].0, |state, context| state.would_grant(op, context))
+            });
+            if let Some(why_not) = why_not {
+                return Err(why_not);
+            }
+            Ok(parts
                 .iter()
-                .all(|(name, op)| steps.on(name, |state, context| state.would_grant(op, context)));
-            all.then(|| {
-                parts
-                    .iter()
-                    .map(|(name, op)| {
-                        steps.changed(name);
-                        let op = Operation::Acquire(op.clone());
-                        steps.on(name, |state, context| state.apply(&op, context))
-                    })
-                    .collect::<Vec<_>>()
-            })
+                .map(|(name, op)| {
+                    steps.changed(name);
+                    let op = Operation::Acquire(op.clone());
+                    steps.on(name, |state, context| state.apply(&op, context))
+                })
+                .collect::<Vec<_>>())
         });
         Box::pin(std::future::ready(outcome.map(|(sent, answers)| match answers {
-            Some(answers) => {
+            Ok(answers) => {
                 Together::Granted(answers.into_iter().map(|answer| Heard { sent, answer }).collect())
             }
-            None => Together::Busy,
+            Err(why_not) => Together::Not(why_not),
         })))
     }
 

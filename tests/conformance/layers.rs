@@ -247,13 +247,27 @@ mod claims {
                 .is_none()
         );
         drop(write);
-        // Of a part that does not re-enter it is said, and nothing else is kept.
+        // Of a part that does not re-enter it is said, also if another is busy, and nothing else is taken for a moment.
         let owner = Owner::new();
         let held = l("b").read().owner(&owner).await.unwrap();
-        let once = a
-            .try_multi((l("a").write(), l("b").non_reentrant().read()))
-            .owner(&owner);
-        assert!(soon(once).await.unwrap_err().is_refused());
+        let fence = async || b.inspect("a").await.unwrap().fence;
+        let before = fence().await;
+        let parts = || (l("a").write(), l("b").non_reentrant().read());
+        for busy in [false, true] {
+            let other = match busy {
+                true => Some(b.rwlock("a").unwrap().read().await.unwrap()),
+                false => None,
+            };
+            let error = soon(a.try_multi(parts()).owner(&owner)).await.unwrap_err();
+            assert!(
+                error.is_refused() && error.to_string().contains("\"b\""),
+                "{error}"
+            );
+            let error = soon(a.multi(parts()).owner(&owner)).await.unwrap_err();
+            assert!(error.is_refused(), "{error}");
+            drop(other);
+        }
+        assert_eq!(fence().await, before, "nobody has written");
         drop(held);
         all_free(&b, &["a", "b"]).await;
     }

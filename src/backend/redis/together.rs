@@ -54,8 +54,8 @@ impl RedisBackend {
             Ok((now_us, grants)) => {
                 way.live.prove(sent, Some(now_us));
                 Ok(match grants {
-                    None => Together::Busy,
-                    Some(grants) => Together::Granted(
+                    Err(why_not) => Together::Not(why_not),
+                    Ok(grants) => Together::Granted(
                         grants
                             .into_iter()
                             .map(|grant| Heard {

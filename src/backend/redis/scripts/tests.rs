@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::protocol::{Acquire, Downgrade, EPOCH_US, Member, Release, Renewal, Revoke, Withdraw};
-use crate::state::{Context, LockState, Normal};
+use crate::state::{Context, LockState, Normal, WhyNot, would_grant_all};
 
 // -- a server ----------------------------------------------------------------------------------------------------
 
@@ -1481,31 +1481,34 @@ fn take_together(bench: &mut Bench, rounds: usize) {
                     heard: &|_| true,
                 };
                 let mut pushed = 0;
-                let all = parts.iter().all(|(n, op)| {
-                    let (yes, pushes) = states[*n].would_grant(op, &cx);
+                let why_not = would_grant_all(parts.iter().map(|(_, op)| op), |at, op| {
+                    let (would, pushes) = states[parts[at].0].would_grant(op, &cx);
                     pushed += pushes.len();
-                    yes
+                    would
                 });
-                let expected: Option<Vec<Grant>> = all.then(|| {
-                    parts
-                        .iter()
-                        .map(|(n, op)| {
-                            let (answer, pushes) = states[*n].apply(&Operation::Acquire(op.clone()), &cx);
-                            pushed += pushes.len();
-                            known.push((
-                                *n,
-                                Member {
-                                    request: op.request,
-                                    owner: op.owner,
-                                },
-                            ));
-                            match answer.reply {
-                                Reply::Acquire(Acquired::Granted(grant)) => grant,
-                                other => panic!("it would have been granted: {other:?}"),
-                            }
-                        })
-                        .collect()
-                });
+                let expected: Result<Vec<Grant>, WhyNot> = why_not.map_or_else(
+                    || {
+                        Ok(parts
+                            .iter()
+                            .map(|(n, op)| {
+                                let (answer, pushes) = states[*n].apply(&Operation::Acquire(op.clone()), &cx);
+                                pushed += pushes.len();
+                                known.push((
+                                    *n,
+                                    Member {
+                                        request: op.request,
+                                        owner: op.owner,
+                                    },
+                                ));
+                                match answer.reply {
+                                    Reply::Acquire(Acquired::Granted(grant)) => grant,
+                                    other => panic!("it would have been granted: {other:?}"),
+                                }
+                            })
+                            .collect())
+                    },
+                    Err,
+                );
                 let asked: Vec<_> = parts
                     .iter()
                     .map(|(n, op)| (names[*n].clone(), op.clone()))
