@@ -517,20 +517,61 @@ fn postgresql_refuses_a_late_write() {
     );
 }
 
+#[test]
+fn postgresql_leaves_nothing_behind_also_when_the_test_panics() {
+    for panics in [false, true] {
+        let (tell, told) = std::sync::mpsc::channel();
+        let test = std::thread::spawn(move || {
+            let server = postgres::Server::start();
+            tell.send((server.folder().to_owned(), server.processes()))
+                .unwrap();
+            if panics {
+                std::panic::resume_unwind(Box::new("as asked for"));
+            }
+        });
+        let (folder, processes) = told.recv().unwrap();
+        assert!(processes.len() > 3, "{processes:?}");
+        assert_eq!(test.join().is_err(), panics);
+        assert!(!folder.exists(), "{folder:?}");
+        // The one that asked is among them, and goes by itself.
+        eventually_blocking(BOUND, "none of them is left", || {
+            processes
+                .iter()
+                .all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+        });
+    }
+}
+
 /// A PostgreSQL server of the test's own, on a socket in its own folder.
 mod postgres {
     use super::*;
+    use rustix::process::Signal;
     use std::os::unix::fs::chown;
     use std::os::unix::process::CommandExt as _;
     use std::path::PathBuf;
+    use std::time::Instant;
     use support::child::{Process, command};
 
     /// It refuses to run as root: then it is nobody.
     const NOBODY: u32 = 65_534;
 
     pub(crate) struct Server {
+        process: Process,
         folder: tempfile::TempDir,
-        _process: Process,
+    }
+
+    impl Drop for Server {
+        /// In order, so that none of its processes outlives it, nor its shared memory; a test that panics comes by here as well.
+        fn drop(&mut self) {
+            // Fast: it disconnects its clients. After that it is told to drop everything, and then it is killed.
+            for signal in [Signal::INT, Signal::QUIT] {
+                self.process.signal(signal);
+                let until = Instant::now() + BOUND;
+                while self.process.ended().is_none() && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
     }
 
     /// Debian keeps the server's programs out of the PATH.
@@ -595,10 +636,7 @@ mod postgres {
                 .stderr(Stdio::null());
             as_nobody(&mut postgres);
             let process = Process::spawn(postgres).unwrap();
-            let server = Self {
-                folder,
-                _process: process,
-            };
+            let server = Self { process, folder };
             eventually_blocking(BOUND, "PostgreSQL answers", || {
                 server
                     .psql("SELECT 1")
@@ -618,6 +656,19 @@ mod postgres {
 
         pub(crate) fn sql(&self, statement: &str) -> String {
             output(self.psql(statement))
+        }
+
+        pub(crate) fn folder(&self) -> &std::path::Path {
+            self.folder.path()
+        }
+
+        /// All that it runs: the server itself, and its children.
+        pub(crate) fn processes(&self) -> Vec<u32> {
+            let statement = "SELECT pid FROM pg_stat_activity";
+            let children = self.sql(statement);
+            let mut all: Vec<u32> = children.lines().map(|pid| pid.parse().unwrap()).collect();
+            all.push(self.process.pid());
+            all
         }
     }
 }
