@@ -2,7 +2,8 @@
 //! Without a lock it sells what it has not got. With one lock for the shop it is right, and slow: all wait for each other. With 100 stripes
 //! it is right, and who buys something else goes on.
 //!
-//! `cargo run --release --example flash_sale [-- --redis redis://127.0.0.1:6379]`
+//! `cargo run --release --example flash_sale [-- --redis redis://127.0.0.1:6379] [--seconds 5] [--buyers 10000]`: how long the shop is open each
+//! time, and how many come.
 
 mod shared;
 
@@ -94,12 +95,15 @@ pub(crate) async fn sell(
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let relatch = shared::connect().await?;
-    println!("{BUYERS} buyers, {ITEMS} items, {PIECES} of each; the shop closes after 5 s");
+    let number = |name: &str| shared::argument(name).map(|number| number.parse()).transpose();
+    let open = Duration::from_secs(number("--seconds")?.unwrap_or(5));
+    let buyers = number("--buyers")?.map_or(BUYERS, |buyers| buyers as usize);
+    println!("{buyers} buyers, {ITEMS} items, {PIECES} of each; the shop closes after {open:?}");
     let mut rates = Vec::new();
     for stripes in [1, STRIPES] {
-        let sale = sell(&relatch, stripes, BUYERS, Duration::from_secs(5)).await?;
+        let sale = sell(&relatch, stripes, buyers, open).await?;
         let (sold, out, waiting, oversold) = (sale.sold, sale.sold_out, sale.waiting, sale.oversold);
         println!(
             "{stripes:>4} stripes: {:>6.0} buyers/s ({sold} bought, {out} came too late, {waiting} were never served), {oversold} oversold",
@@ -111,5 +115,5 @@ async fn main() -> Result<(), Error> {
         "{STRIPES} stripes serve {:.0} times as many as one lock",
         rates[1] / rates[0]
     );
-    relatch.close().await
+    Ok(relatch.close().await?)
 }

@@ -7,7 +7,7 @@ mod shared;
 
 use std::path::{Path, PathBuf};
 
-use relatch::{Error, Relatch};
+use relatch::Relatch;
 
 /// Makes it if it is not there, with what belongs into it. Tells whether it did.
 async fn ensure(
@@ -49,13 +49,11 @@ pub(crate) async fn run(
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
+async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let relatch = shared::connect().await?;
     let directory = std::env::temp_dir().join(format!("relatch-example-{}", std::process::id()));
-    match run(&relatch, directory.clone(), 2).await {
-        Ok(made) => println!("2 workers, {made} of them made {}", directory.display()),
-        Err(error) => eprintln!("{error}"),
-    }
-    let _ = std::fs::remove_dir_all(directory);
-    relatch.close().await
+    let made = run(&relatch, directory.clone(), 2).await;
+    let _ = std::fs::remove_dir_all(&directory);
+    println!("2 workers, {} of them made {}", made?, directory.display());
+    Ok(relatch.close().await?)
 }

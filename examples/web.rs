@@ -1,7 +1,8 @@
 //! An axum service with a shared state: accounts that are moved between, by handlers on as many machines as there are. The lock is in the state, a request is an
 //! owner, and a lock that is taken for too long is an answer: 503, and who has it.
 //!
-//! `cargo run --example web [-- --redis redis://127.0.0.1:6379]`, then `curl -X POST http://127.0.0.1:8080/move/alice/bob/30`.
+//! `cargo run --example web [-- --redis redis://127.0.0.1:6379] [--listen 127.0.0.1:8080]`, then `curl -X POST
+//! http://127.0.0.1:8080/move/alice/bob/30`.
 
 mod shared;
 
@@ -95,7 +96,8 @@ async fn total(State(bank): State<Bank>) -> Result<String, Failed> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let relatch = shared::connect().await?;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+    let listen = shared::argument("--listen").unwrap_or_else(|| "127.0.0.1:8080".into());
+    let listener = tokio::net::TcpListener::bind(listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, Bank::new(&relatch)?.router())
         .with_graceful_shutdown(async {

@@ -1,9 +1,9 @@
-//! Every example, on every backend: what they claim is asserted.
+//! Every example, on every backend: what they claim is asserted. Its parts are called from here; and each is run as it is, as a user would.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 #![allow(
     dead_code,
     clippy::duplicate_mod,
-    reason = "each example is a program of its own; its `main` is not run here"
+    reason = "each example is a program of its own, with a `main` that is not called from here"
 )]
 
 mod support;
@@ -211,4 +211,195 @@ async fn a_job_is_handed_to_another_process() {
     .await
     .unwrap();
     assert_eq!(begun, finished);
+}
+
+// -- as a user runs them ---------------------------------------------------------------------------------------------------
+
+mod programs {
+    use super::*;
+    use std::collections::HashMap;
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::path::PathBuf;
+    use std::process::{Command, Output, Stdio};
+    use std::sync::OnceLock;
+
+    use rustix::process::Signal;
+    use support::child::{Process, command};
+
+    /// Has them built as this test is: there is nothing to do where all tests are run.
+    fn programs() -> &'static HashMap<String, PathBuf> {
+        static PROGRAMS: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
+        PROGRAMS.get_or_init(|| {
+            let features = [
+                ("redis", cfg!(feature = "redis")),
+                ("tls", cfg!(feature = "tls")),
+                ("cli", cfg!(feature = "cli")),
+                ("metrics", cfg!(feature = "metrics")),
+            ];
+            let features: Vec<_> = features.iter().filter(|(_, on)| *on).map(|(of, _)| *of).collect();
+            let mut cargo = command(env!("CARGO"));
+            cargo
+                .args([
+                    "build",
+                    "--examples",
+                    "--message-format=json",
+                    "--no-default-features",
+                ])
+                .args(["--features", &features.join(",")])
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .stderr(Stdio::inherit());
+            if !cfg!(debug_assertions) {
+                cargo.arg("--release");
+            }
+            let Output { status, stdout, .. } = cargo.output().unwrap();
+            assert!(status.success(), "the examples are built: {status}");
+            String::from_utf8(stdout)
+                .unwrap()
+                .lines()
+                .filter_map(|line| {
+                    let said: serde_json::Value = serde_json::from_str(line).ok()?;
+                    let program = said["executable"].as_str()?;
+                    (said["target"]["kind"][0] == "example").then(|| {
+                        (
+                            said["target"]["name"].as_str().unwrap().to_owned(),
+                            program.into(),
+                        )
+                    })
+                })
+                .collect()
+        })
+    }
+
+    fn program(name: &str, more: &[&str]) -> Command {
+        let mut program = command(&programs()[name]);
+        program.args(more).stdin(Stdio::null());
+        program
+    }
+
+    /// What it says; it ends well.
+    fn said(name: &str, more: &[&str]) -> String {
+        let mut program = program(name, more);
+        program.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Process::spawn(program).unwrap();
+        let (mut out, mut err) = (process.stdout().unwrap(), process.stderr().unwrap());
+        let errors = std::thread::spawn(move || {
+            let mut errors = String::new();
+            err.read_to_string(&mut errors).unwrap();
+            errors
+        });
+        let mut said = String::new();
+        out.read_to_string(&mut said).unwrap();
+        let errors = errors.join().unwrap();
+        support::eventually_blocking(BOUND, "it ends", || process.ended().is_some());
+        assert!(process.ended().unwrap().success(), "{name}: {said}{errors}");
+        said
+    }
+
+    fn all(place: &[&str]) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let said = said("menu_tree", place);
+                assert!(
+                    said.starts_with("file\n  open\n    recent\n      today\nedit\n  paste\n"),
+                    "{said}"
+                );
+                assert!(said.contains("6 deep, past a waiting writer"), "{said}");
+            });
+            scope.spawn(|| {
+                let said = said("make_directory", place);
+                assert!(said.starts_with("2 workers, 1 of them made "), "{said}");
+                let directory = said.trim_end().rsplit(' ').next().unwrap();
+                assert!(!std::path::Path::new(directory).exists(), "{directory}");
+            });
+            scope.spawn(|| {
+                let said = said("cache", place);
+                assert!(
+                    said.contains("each read by 200; the database was asked 2 times"),
+                    "{said}"
+                );
+            });
+            scope.spawn(|| {
+                let said = said("handover", place);
+                let fences: Vec<u64> = said
+                    .split([' ', ',', ':'])
+                    .filter_map(|word| word.parse().ok())
+                    .collect();
+                assert!(fences.len() == 2 && fences[0] == fences[1], "{said}");
+            });
+            scope.spawn(|| {
+                let said = said("leader", place);
+                assert!(said.ends_with("who led: Ada, Grace, Ada\n"), "{said}");
+                assert_eq!(said.matches("steps down: ").count(), 2, "{said}");
+            });
+            scope.spawn(|| {
+                let said = said(
+                    "flash_sale",
+                    &[place, &["--seconds", "1", "--buyers", "1000"]].concat(),
+                );
+                assert_eq!(said.matches(" 0 oversold").count(), 2, "{said}");
+                let times = said
+                    .trim_end()
+                    .split(' ')
+                    .find_map(|word| word.parse::<u64>().ok().filter(|n| *n != 100));
+                assert!(said.contains(" stripes serve ") && times.is_some(), "{said}");
+            });
+            scope.spawn(|| served(place));
+        });
+    }
+
+    /// The one that goes on until it is told to stop.
+    fn served(place: &[&str]) {
+        let mut web = program("web", &[place, &["--listen", "127.0.0.1:0"]].concat());
+        web.stdout(Stdio::piped());
+        let mut web = Process::spawn(web).unwrap();
+        let mut line = String::new();
+        BufReader::new(web.stdout().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line
+            .trim_end()
+            .strip_prefix("listening on http://")
+            .unwrap()
+            .to_owned();
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        write!(
+            stream,
+            "POST /move/alice/bob/30 HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("alice has 70"),
+            "{answer}"
+        );
+        web.signal(Signal::INT);
+        support::eventually_blocking(BOUND, "it stops", || web.ended().is_some());
+        assert!(web.ended().unwrap().success());
+    }
+
+    #[test]
+    fn every_example_says_what_it_claims_in_one_process() {
+        all(&[]);
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn every_example_says_what_it_claims_on_a_server() {
+        let server = RedisServer::start();
+        all(&["--redis", &server.url()]);
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_an_error() {
+        let port = support::free_port();
+        let url = format!("redis://127.0.0.1:{port}");
+        let mut program = program("cache", &["--redis", &url]);
+        let Output { status, stderr, .. } = program.output().unwrap();
+        assert!(!status.success());
+        if cfg!(feature = "redis") {
+            let said = String::from_utf8_lossy(&stderr);
+            assert!(said.contains(&port.to_string()), "{said}");
+        }
+    }
 }
