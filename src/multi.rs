@@ -242,7 +242,10 @@ fn in_order(client: &Arc<Handle>, parts: Vec<Part>) -> Result<Vec<Spec>, Error> 
     let mut specs: Vec<Spec> = Vec::with_capacity(parts.len());
     for Part { client: of, spec } in parts {
         if !Arc::ptr_eq(client, &of) {
-            return Err(invalid("it is another client's", &spec));
+            return Err(invalid(
+                "its lock is another client's; make all of them with the client that takes them",
+                &spec,
+            ));
         }
         if spec.owner.is_some() {
             return Err(invalid("it has an owner of its own; name one for all", &spec));

@@ -60,7 +60,14 @@ impl fmt::Debug for FencedScript {
 impl FencedScript {
     /// Of its body: what `EVAL` takes.
     pub fn new(body: &str) -> Self {
-        let text = PRELUDE.replace("--BODY--", body);
+        let (before, after) = PRELUDE.split_once("--BODY--").unwrap_or((PRELUDE, ""));
+        // On one line: what Redis says of a line is then about that line of the body.
+        let before: Vec<_> = before
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.starts_with("--"))
+            .collect();
+        let text = format!("{} {body}{after}", before.join(" ").trim());
         let sha1 = crate::backend::redis::sha1_of(&text);
         Self {
             inner: Arc::new(Source { text, sha1 }),

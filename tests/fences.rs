@@ -160,6 +160,9 @@ async fn a_script_that_fails_says_what_redis_says_and_leaves_the_link_alone() {
         // What it returns as an error is one.
         ("return redis.pcall('NO_SUCH_THING')", "nknown"),
         ("return redis.error_reply('no stock')", "stock"),
+        // In which line of it.
+        ("\n\n  error('as asked for') -- here", "user_script:3:"),
+        ("local a = 1\nthis is not Lua", "user_script:2:"),
     ] {
         let error = soon(held.run(&FencedScript::new(body))).await.unwrap_err();
         assert!(error.is_server() && error.to_string().contains(word), "{error}");
@@ -422,8 +425,15 @@ async fn a_script_runs_on_the_node_of_a_cluster_that_has_the_lock() {
     let key = format!("{}:count", lock.hash_tag());
     let held = soon(lock.write()).await.unwrap();
     assert_eq!(soon(held.run(&count).key(&*key)).await.unwrap().as_int(), Some(1));
-    cluster.move_slot(cluster.slot_of(&key), 0, 1);
-    assert_eq!(soon(held.run(&count).key(&*key)).await.unwrap().as_int(), Some(2));
+    let slot = cluster.slot_of(&key);
+    cluster.begin_move(slot, 0, 1);
+    cluster.move_keys(slot, 0, 1, 100);
+    // On its way: neither node runs it, and both say so.
+    let mut run = held.run(&count).key(&*key).into_future();
+    let early = tokio::time::timeout(ms(60), &mut run).await;
+    assert!(early.is_err(), "{early:?}");
+    cluster.end_move(slot, 1);
+    assert_eq!(soon(run).await.unwrap().as_int(), Some(2));
     // Of several names: where they share a slot.
     let names = ["one", "two"].map(|of| relatch.rwlock(&format!("{{tag}}{of}")).unwrap());
     let both = soon(relatch.multi(names.each_ref().map(relatch::RwLock::write)))

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use relatch::{Owner, Relatch, RwLock};
@@ -128,6 +129,55 @@ async fn five_thousand_waits_use_one_channel_and_leave_none() {
         server.reply(&["PUBSUB", "CHANNELS"]).items().is_empty()
     })
     .await;
+}
+
+/// So many ask for one name at once, and all get it, one after the other. How long that took.
+async fn crowd(relatch: &Relatch, n: u64) -> Duration {
+    let begun = std::time::Instant::now();
+    let inside = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut crowd = tokio::task::JoinSet::new();
+    for _ in 0..n {
+        let (lock, inside) = (lock(relatch), inside.clone());
+        crowd.spawn(async move {
+            let write = lock.write().await?;
+            assert_eq!(inside.fetch_add(1, SeqCst), 0, "alone");
+            tokio::task::yield_now().await;
+            inside.fetch_sub(1, SeqCst);
+            write.release().await
+        });
+    }
+    let mut served = 0;
+    while let Some(one) = crowd.join_next().await {
+        one.unwrap().unwrap();
+        served += 1;
+    }
+    assert_eq!(served, n);
+    begun.elapsed()
+}
+
+/// As a client is by default, with all its polls and renewals.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_requests_at_one_name_are_all_served() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let mut each = Vec::new();
+    for n in [1_000, 10_000] {
+        let before = (scripts_run(&server), server.command_count("publish"));
+        let took = crowd(&relatch, n).await;
+        let scripts = (scripts_run(&server) - before.0) as f64 / n as f64;
+        let messages = (server.command_count("publish") - before.1) as f64 / n as f64;
+        println!("{n}: {took:?}, for each {scripts:.2} scripts and {messages:.2} messages");
+        assert!(messages <= 1.01, "{n}: {messages} messages each");
+        each.push(scripts);
+        assert!(took < BOUND * 6, "{took:?}");
+    }
+    // To ask and to give back; and a few signs of life of all that wait.
+    assert!(each[0] < 2.2 && each[1] < 2.6, "{each:?} scripts each");
+
+    let embedded = Relatch::embedded();
+    let took = crowd(&embedded, 10_000).await;
+    println!("embedded: {took:?}");
+    assert!(took < BOUND * 3, "{took:?}");
 }
 
 #[tokio::test]
