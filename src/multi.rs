@@ -90,7 +90,8 @@ tuples! {
 ///
 /// They are taken in the order of their names, whatever order they are given in, so that two of these can't wait for each other; they can with
 /// who takes names one by one in another order. A name that is given more than once is taken once, in the strongest of its modes. All have one owner and one timeout.
-/// While it waits for a name it holds those before it.
+/// While it waits for a name it holds those before it. Where one step can't take them (names in several slots of a cluster, or more than 128), that is so
+/// without a wait, too: one that is refused is found out when those before it are held, and they are given back.
 ///
 /// # Errors
 ///

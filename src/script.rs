@@ -25,7 +25,8 @@ const PRELUDE: &str = include_str!("../scripts/fenced.lua");
 /// ([`MultiGuard::run`](crate::MultiGuard::run)) `FENCES` has all, in the order of their names.
 ///
 /// It is loaded (`SCRIPT LOAD`) and run by its hash (`EVALSHA`); with its source (`EVAL`) where a user may not load scripts.
-/// Besides that a user needs the rights to the keys that it is given and to the commands that it calls.
+/// Besides that a user needs the rights to the keys that it is given and to the commands that it calls. What Redis says of a line of it
+/// (`user_script:3`) is about that line of the body.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), relatch::Error> {
