@@ -415,27 +415,27 @@ mod claims {
                 .build()
                 .unwrap();
             let (go, gone) = tokio::sync::oneshot::channel::<()>();
-            let spawned = runtime.block_on(async {
+            let (tell, told) = mpsc::channel();
+            runtime.block_on(async {
                 let there = a.clone();
-                let spawned = tokio::spawn(async move {
-                    there
-                        .block_on(async {
-                            assert_eq!(tokio::spawn(async { 1 }).await.unwrap(), 1, "it runs meanwhile");
-                            // The client's own timers and those of the caller's.
-                            tokio::time::sleep(ms(1)).await;
-                            there.inspect("it").await?;
-                            Ok::<_, Error>(tokio::spawn(async move { gone.await.is_ok() }))
-                        })
-                        .unwrap()
+                tokio::spawn(async move {
+                    let work = async {
+                        assert_eq!(tokio::spawn(async { 1 }).await.unwrap(), 1, "it runs meanwhile");
+                        // The caller's timers and the client's own.
+                        tokio::time::sleep(ms(1)).await;
+                        there.inspect("it").await?;
+                        tokio::spawn(async move { tell.send(gone.await.is_ok()) });
+                        Ok::<_, Error>(())
+                    };
+                    there.block_on(work).unwrap();
                 })
                 .await
                 .unwrap();
                 a.close().await.unwrap();
                 drop(a);
-                spawned
             });
             go.send(()).unwrap();
-            assert!(runtime.block_on(spawned).unwrap(), "it went on");
+            assert!(told.recv_timeout(BOUND).unwrap(), "it went on");
         });
     }
 
