@@ -231,6 +231,7 @@ mod programs {
         static PROGRAMS: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
         PROGRAMS.get_or_init(|| {
             let features = [
+                ("default", cfg!(feature = "default")),
                 ("redis", cfg!(feature = "redis")),
                 ("tls", cfg!(feature = "tls")),
                 ("cli", cfg!(feature = "cli")),
