@@ -978,7 +978,7 @@ async fn replicated(core: &Core, held: &Held) -> Result<bool, Error> {
     let Some(replicas) = held.keep.replicas else {
         return Ok(true);
     };
-    // The round that is under way is another's; a server that does not even answer is found by then.
+    // A link that ends is asked again when it is back; a server that does not even answer is found by then.
     let last = core.clock.now().plus(replicas.within.saturating_mul(2));
     let last = last.plus(core.config.response_timeout);
     loop {

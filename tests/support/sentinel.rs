@@ -43,7 +43,12 @@ pub fn primary() -> RedisServer {
 
 /// A replica that has what its primary has.
 pub fn replica_of(primary: &RedisServer) -> RedisServer {
-    follow(primary, false)
+    follow(primary, primary.port(), &arguments(false))
+}
+
+/// The same, over another port: a proxy in front of the primary.
+pub fn replica_through(primary: &RedisServer, port: u16) -> RedisServer {
+    follow(primary, port, &arguments(false))
 }
 
 fn arguments(secured: bool) -> Vec<&'static str> {
@@ -54,9 +59,9 @@ fn arguments(secured: bool) -> Vec<&'static str> {
     all
 }
 
-fn follow(primary: &RedisServer, secured: bool) -> RedisServer {
-    let port = primary.port().to_string();
-    let mut arguments = arguments(secured);
+fn follow(primary: &RedisServer, port: u16, arguments: &[&str]) -> RedisServer {
+    let port = port.to_string();
+    let mut arguments = arguments.to_vec();
     arguments.extend(["--replicaof", "127.0.0.1", &port]);
     let replica = RedisServer::start_with(&arguments);
     // In both views: to its primary a replica is one only when it has acknowledged something.
@@ -85,8 +90,10 @@ impl Watched {
     }
 
     fn launch(secured: bool) -> Self {
-        let first = RedisServer::start_with(&arguments(secured));
-        let mut servers = vec![follow(&first, secured), follow(&first, secured)];
+        let arguments = arguments(secured);
+        let first = RedisServer::start_with(&arguments);
+        let follow = || follow(&first, first.port(), &arguments);
+        let mut servers = vec![follow(), follow()];
         servers.insert(0, first);
         let ports: Vec<u16> = (0..3).map(|_| super::free_port()).collect();
         let sentinels = ports

@@ -533,7 +533,7 @@ impl Linker {
             _ = drivers.join_next() => live.peer.unreachable("closed the connection"),
             error = pulse => error,
             error = self.moved(&live.peer, self.options.idle_ping) => error,
-            never = confirm(&live.peer, asked) => match never {},
+            never = confirm(&live.peer, &self.clock, self.options.connect_timeout, asked) => match never {},
         };
         // First nobody finds it any more, then it ends: a call that fails with it waits for the next one.
         self.take_down(Some(error.clone()));
