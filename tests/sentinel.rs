@@ -9,8 +9,8 @@ mod support;
 
 use std::time::Duration;
 
-use relatch::{LostCause, Relatch, RwLock, WriteGuard};
-use support::{BOUND, FakeServer, RedisServer, Watched, eventually_async, free_port};
+use relatch::{Builder, LostCause, Relatch, RwLock, WriteGuard};
+use support::{BOUND, FakeSentinel, FakeServer, RedisServer, Watched, eventually_async, free_port};
 
 /// A fail-over takes Sentinels some seconds; and half a minute more when they have seen their own clock jump, as on a busy machine (`TILT`).
 const LONG: Duration = Duration::from_secs(75);
@@ -161,39 +161,34 @@ async fn an_old_primary_that_comes_back_empty_takes_nobody_from_the_new_one() {
     soon(held.release()).await.unwrap();
 }
 
+/// An address of these Sentinels.
+fn url_of(ports: &[u16]) -> String {
+    let hosts: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("redis+sentinel://{}/main", hosts.join(","))
+}
+
+/// Asks the Sentinels often.
+fn inquisitive(url: String) -> Builder {
+    Relatch::builder()
+        .url(url)
+        .idle_ping(ms(100))
+        .response_timeout(BOUND)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_most_sentinels_say_counts_and_dead_ones_do_not_hold_up() {
-    let server = RedisServer::start();
-    let says = |port: u16| {
-        FakeServer::replying(move |words| match words[0].to_ascii_uppercase().as_str() {
-            "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
-            "SENTINEL" => {
-                let port = port.to_string();
-                format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes()
-            }
-            _ => b"+OK\r\n".to_vec(),
-        })
-    };
-    let (one, two) = (says(server.port()), says(server.port()));
-    // Cut off from the others, it still names another.
-    let stale = says(free_port());
-    let url = format!(
-        "redis+sentinel://127.0.0.1:{},127.0.0.1:{},127.0.0.1:{},127.0.0.1:{},127.0.0.1:{}/main",
-        stale.port(),
-        free_port(),
-        one.port(),
-        FakeServer::silent().port(),
-        two.port(),
-    );
-    let a = soon(
-        Relatch::builder()
-            .url(url)
-            .idle_ping(ms(100))
-            .response_timeout(ms(300))
-            .connect(),
-    )
-    .await
-    .unwrap();
+    let (server, silent) = (RedisServer::start(), FakeServer::silent());
+    let right = [(); 4].map(|()| FakeSentinel::naming(server.port()));
+    // Cut off from the others, they still name another.
+    let [stale, other] = [(); 2].map(|()| FakeSentinel::naming(free_port()));
+    let mut ports = vec![stale.port(), silent.port(), other.port()];
+    ports.splice(1..1, right.iter().map(FakeSentinel::port));
+    // Whoever answers first.
+    for _ in 0..10 {
+        soon(inquisitive(url_of(&ports)).connect()).await.unwrap();
+        ports.rotate_left(1);
+    }
+    let a = soon(inquisitive(url_of(&ports)).connect()).await.unwrap();
     let held = soon(lock(&a).write()).await.unwrap();
     let before = stale.connections();
     eventually_async(BOUND, "they are asked again while linked", async || {
@@ -201,38 +196,99 @@ async fn what_most_sentinels_say_counts_and_dead_ones_do_not_hold_up() {
     })
     .await;
     soon(held.release()).await.unwrap();
-    assert_eq!(server.info("stats", "total_connections_received"), {
-        soon(lock(&a).read()).await.unwrap().release().await.unwrap();
+    let linked = || {
         server
             .info("stats", "total_connections_received")
-            .map(|n| (n.parse::<u64>().unwrap() - 1).to_string())
-    });
+            .map(|n| n.parse::<u64>().unwrap())
+    };
+    let (links, before) = (linked().unwrap(), stale.connections());
+    eventually_async(BOUND, "and again", async || stale.connections() > before + 3).await;
+    assert_eq!(linked(), Some(links + 1), "it stays linked: this one only is new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_that_is_cut_off_from_most_of_them_is_not_believed() {
+    let (server, dead) = (RedisServer::start(), free_port());
+    let left = FakeSentinel::naming(server.port());
+    let url = url_of(&[dead, left.port(), dead]);
+    left.cut_off(BOUND);
+    let error = inquisitive(url.clone()).connect().await.unwrap_err();
+    assert!(
+        error.is_unreachable() && error.to_string().contains("only 1 of 3 Sentinels could be asked"),
+        "{error}"
+    );
+    assert_eq!(
+        server.info("commandstats", "cmdstat_hello"),
+        None,
+        "nobody has been there"
+    );
+    // It hears of the others, whom we can't reach: it would know.
+    left.cut_off(Duration::ZERO);
+    let a = soon(inquisitive(url).connect()).await.unwrap();
+    drop(soon(lock(&a).write()).await.unwrap());
+    // What is named is what there is.
+    left.cut_off(BOUND);
+    soon(inquisitive(url_of(&[left.port()])).connect()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_latest_fail_over_is_followed_before_most_sentinels_know_of_it() {
+    let (old, new, dead) = (RedisServer::start(), RedisServer::start(), free_port());
+    let (one, two) = (FakeSentinel::naming(old.port()), FakeSentinel::naming(old.port()));
+    let url = url_of(&[one.port(), two.port(), dead]);
+    let a = soon(inquisitive(url.clone()).connect()).await.unwrap();
+    let held = soon(lock(&a).write()).await.unwrap();
+    two.names_now(new.port());
+    assert_eq!(soon(held.lost()).await, LostCause::Forgotten);
+    // The other one hears of it as well, and has not understood: it is the older of both.
+    let b = soon(inquisitive(url).connect()).await.unwrap();
+    let held = soon(lock(&b).write()).await.unwrap();
+    assert!(soon(lock(&a).try_write()).await.unwrap().is_none());
+    let there = |server: &RedisServer| server.cli(&["HEXISTS", "relatch:1:{it}", "top"]);
+    assert_eq!((there(&old), there(&new)), ("1".to_owned(), "1".to_owned()));
+    soon(held.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reaches_a_minority_that_is_cut_off_waits_until_more_are_there() {
+    let mut watched = Watched::start();
+    let a = client(&watched).await;
+    watched.only_the_first_sentinel(true);
+    let url = watched.url();
+    let connect = async || {
+        Relatch::builder()
+            .url(&url)
+            .response_timeout(ms(500))
+            .connect()
+            .await
+    };
+    eventually_async(
+        BOUND * 2,
+        "it is not believed any more",
+        async || match connect().await {
+            Ok(_) => false,
+            Err(error) => error.to_string().contains("only 1 of 3 Sentinels"),
+        },
+    )
+    .await;
+    // Whoever was linked goes on; and one can say that there are no others.
+    soon(lock(&a).write()).await.unwrap().release().await.unwrap();
+    soon(Relatch::connect(&watched.url_of_the_first())).await.unwrap();
+    watched.only_the_first_sentinel(false);
+    eventually_async(BOUND * 2, "it is believed again", async || {
+        connect().await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_only_the_sentinels_have_replaced_is_left_within_the_idle_ping() {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU16, Ordering};
     // Cut off from the Sentinels, but not from us: nobody tells the old one.
     let (old, new) = (RedisServer::start(), RedisServer::start());
-    let named = Arc::new(AtomicU16::new(old.port()));
-    let theirs = named.clone();
-    let sentinel = FakeServer::replying(move |words| match words[0].to_ascii_uppercase().as_str() {
-        "HELLO" => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_vec(),
-        "SENTINEL" => {
-            let port = theirs.load(Ordering::SeqCst).to_string();
-            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len()).into_bytes()
-        }
-        _ => b"+OK\r\n".to_vec(),
-    });
-    let a = Relatch::builder()
-        .url(format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()))
-        .idle_ping(ms(100))
-        .connect()
-        .await
-        .unwrap();
+    let sentinel = FakeSentinel::naming(old.port());
+    let a = inquisitive(url_of(&[sentinel.port()])).connect().await.unwrap();
     let held = soon(lock(&a).write()).await.unwrap();
-    named.store(new.port(), Ordering::SeqCst);
+    sentinel.names_now(new.port());
     assert_eq!(soon(held.lost()).await, LostCause::Forgotten);
     let _held = soon(lock(&a).write()).await.unwrap();
     assert_eq!(

@@ -32,7 +32,7 @@ pub use cluster::{RedisCluster, SLOTS};
 pub use fake::FakeServer;
 pub use proxy::{Connections, Direction, Proxy};
 pub use resp::Reply;
-pub use sentinel::{DOWN_AFTER, Watched, primary, replica_of, replica_through};
+pub use sentinel::{DOWN_AFTER, FakeSentinel, Watched, primary, replica_of, replica_through};
 pub use server::RedisServer;
 pub use tls::Certificates;
 pub use wait::{BOUND, eventually, eventually_async, eventually_blocking};

@@ -4,11 +4,14 @@
 //! have what the primary has.
 
 use super::child::{Process, command};
+use super::fake::FakeServer;
 use super::resp::{Client, Reply};
 use super::server::{PROGRAM, RedisServer};
 use super::wait::{BOUND, eventually_blocking};
+use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -163,6 +166,22 @@ impl Watched {
         told.into_iter().all(|done| done)
     }
 
+    /// Stops all Sentinels but the first, or lets them go on.
+    pub fn only_the_first_sentinel(&mut self, alone: bool) {
+        for sentinel in &mut self.sentinels[1..] {
+            if alone {
+                sentinel.process.stop();
+            } else {
+                sentinel.process.cont();
+            }
+        }
+    }
+
+    /// The address of the first Sentinel only.
+    pub fn url_of_the_first(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/{PRIMARY}", self.sentinels[0].port)
+    }
+
     /// Has another server take over, by command. Returns when the Sentinels have begun to.
     pub fn fail_over(&self) {
         eventually_blocking(BOUND, "a Sentinel takes the command", || {
@@ -192,6 +211,80 @@ impl Watched {
                     && replica.info("replication", "master_port") == Some(self.primary().port().to_string())
             })
         });
+    }
+}
+
+/// A Sentinel that says what it is told to.
+pub struct FakeSentinel {
+    server: FakeServer,
+    says: Arc<Mutex<Says>>,
+}
+
+#[derive(Clone)]
+struct Says {
+    port: u16,
+    epoch: u64,
+    hellos: Vec<Duration>,
+}
+
+impl FakeSentinel {
+    /// It names the server at this port, in its first epoch, and has heard of two others just now.
+    pub fn naming(port: u16) -> Self {
+        let says = Arc::new(Mutex::new(Says {
+            port,
+            epoch: 1,
+            hellos: vec![Duration::ZERO; 2],
+        }));
+        let theirs = Arc::clone(&says);
+        let server = FakeServer::replying(move |words| {
+            let says = theirs.lock().clone();
+            let upper = |at: usize| words.get(at).map(|word: &String| word.to_ascii_uppercase());
+            let texts = |texts: &[&str]| {
+                let mut out = format!("*{}\r\n", texts.len());
+                for text in texts {
+                    out.push_str(&format!("${}\r\n{text}\r\n", text.len()));
+                }
+                out
+            };
+            match (upper(0).as_deref(), upper(1).as_deref()) {
+                (Some("HELLO"), _) => "%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n".to_owned(),
+                (Some("SENTINEL"), Some("GET-MASTER-ADDR-BY-NAME")) => {
+                    texts(&["127.0.0.1", &says.port.to_string()])
+                }
+                (Some("SENTINEL"), Some("MASTER")) => {
+                    texts(&["name", PRIMARY, "config-epoch", &says.epoch.to_string()])
+                }
+                (Some("SENTINEL"), Some("SENTINELS")) => {
+                    let of = |age: &Duration| texts(&["last-hello-message", &age.as_millis().to_string()]);
+                    let others: String = says.hellos.iter().map(of).collect();
+                    format!("*{}\r\n{others}", says.hellos.len())
+                }
+                _ => "+OK\r\n".to_owned(),
+            }
+            .into_bytes()
+        });
+        Self { server, says }
+    }
+
+    /// Names another server from now on, as after a fail-over.
+    pub fn names_now(&self, port: u16) {
+        let mut says = self.says.lock();
+        says.port = port;
+        says.epoch += 1;
+    }
+
+    /// It has not heard of the others for so long.
+    pub fn cut_off(&self, since: Duration) {
+        self.says.lock().hellos.fill(since);
+    }
+
+    pub fn port(&self) -> u16 {
+        self.server.port()
+    }
+
+    /// How often it was asked.
+    pub fn connections(&self) -> usize {
+        self.server.connections()
     }
 }
 

@@ -126,6 +126,8 @@ pub(super) struct Live {
     pub(super) number: u64,
     /// Whom it links to.
     pub(super) peer: Peer,
+    /// Since which fail-over that is the primary, where Sentinels say so.
+    epoch: Option<u64>,
     /// For commands. Clone it: it is a handle.
     pub(super) connection: MultiplexedConnection,
     /// The number of clients that `PUBLISH` says heard a message is all of them.
@@ -532,7 +534,7 @@ impl Linker {
             Some(error) = faults.recv() => error,
             _ = drivers.join_next() => live.peer.unreachable("closed the connection"),
             error = pulse => error,
-            error = self.moved(&live.peer, self.options.idle_ping) => error,
+            error = self.moved(&live.peer, live.epoch, self.options.idle_ping) => error,
             never = confirm(&live.peer, &self.clock, self.options.connect_timeout, asked) => match never {},
         };
         // First nobody finds it any more, then it ends: a call that fails with it waits for the next one.
@@ -583,16 +585,20 @@ impl Linker {
         }
     }
 
-    /// Where the server is now.
-    async fn find(&self) -> Result<Peer, Error> {
+    /// Where the server is now, and since which fail-over.
+    async fn find(&self) -> Result<(Peer, Option<u64>), Error> {
         match &self.target.at {
             Where::One(address) => {
                 let peer = Peer::new(&self.options, &self.target, address.clone());
-                Ok(peer.called(self.target.place.clone()))
+                Ok((peer.called(self.target.place.clone()), None))
             }
             Where::Sentinel(sentinels) => {
                 let named = sentinel::primary(&self.options, &self.target, sentinels).await?;
-                Ok(named.peer)
+                if !named.sure() {
+                    // Locks of a primary that has been replaced are none.
+                    return Err(named.doubt(&self.target, sentinels));
+                }
+                Ok((named.peer, named.epoch))
             }
             Where::Cluster(_) => Err(self.unreachable("is many servers: a link is to one")),
         }
@@ -600,32 +606,36 @@ impl Linker {
 
     /// Resolves when another server has taken over; asks so often. One that is demoted is told so by a Sentinel, and closes its connections;
     /// one that the Sentinels can't reach goes on, or stands still, and only they know.
-    async fn moved(&self, peer: &Peer, every: Duration) -> Error {
+    async fn moved(&self, peer: &Peer, epoch: Option<u64>, every: Duration) -> Error {
         let Where::Sentinel(sentinels) = &self.target.at else {
             return std::future::pending().await;
         };
         loop {
             sleep(every).await;
-            if let Ok(named) = sentinel::primary(&self.options, &self.target, sentinels).await {
-                let elsewhere = named.agreed && !named.peer.address.is(&peer.address);
-                if elsewhere {
-                    return peer.unreachable(format_args!("is replaced: {} is", named.peer.place));
-                }
+            if let Ok(named) = sentinel::primary(&self.options, &self.target, sentinels).await
+                && named.replaces(peer, epoch)
+            {
+                return peer.unreachable(format_args!("is replaced: {} is", named.peer.place));
             }
         }
     }
 
     async fn link(self: Arc<Self>, accepted: &AtomicBool) -> Result<Link, Error> {
-        let peer = self.find().await?;
+        let (peer, epoch) = self.find().await?;
         tokio::select! {
             biased;
-            link = self.link_to(peer.clone(), accepted) => link,
+            link = self.link_to(peer.clone(), epoch, accepted) => link,
             // One that stands still would be waited for while another is there.
-            error = self.moved(&peer, ASK_AGAIN) => Err(error),
+            error = self.moved(&peer, epoch, ASK_AGAIN) => Err(error),
         }
     }
 
-    async fn link_to(self: &Arc<Self>, peer: Peer, accepted: &AtomicBool) -> Result<Link, Error> {
+    async fn link_to(
+        self: &Arc<Self>,
+        peer: Peer,
+        epoch: Option<u64>,
+        accepted: &AtomicBool,
+    ) -> Result<Link, Error> {
         let mut drivers = JoinSet::new();
         // One place: whatever comes first takes the link down.
         let (report, faults) = mpsc::channel(1);
@@ -665,6 +675,7 @@ impl Linker {
             live: Arc::new(Live {
                 number,
                 peer,
+                epoch,
                 connection,
                 // Who listens to a slot does so at its master, which counts them. To a message for all a cluster's node counts its own
                 // subscribers only. Where the mode is unknown nothing is assumed. And where we hear nothing, others may not either, and

@@ -1,7 +1,14 @@
 //! Sentinels: who is the primary now?
 //!
-//! All are asked at once, and what most of them say counts: one that was cut off from the others may still name a primary that has
-//! been replaced. What they name is then asked itself whether it is one (its `INFO`), as that takes a moment to become true.
+//! All are asked at once. What most of them say counts, of all that are named, as one that was cut off from the others may still name a primary
+//! that has been replaced. Where so many can't be asked, each is asked for more than the address: for the epoch of what it says, as a fail-over
+//! has a greater one than all before it; and when it last heard of the other Sentinels, which tell each other every two seconds whom they take for the
+//! primary. So one that hears of most of them is as good as they. Without one of both nobody is *sure*: then the other side may have
+//! elected another primary. What is done about that is for `link` to decide.
+//!
+//! What they name is then asked itself whether it is one (its `INFO`), as that takes a moment to become true.
+
+use std::time::Duration;
 
 use ::redis::Value;
 use futures_util::StreamExt as _;
@@ -14,14 +21,56 @@ use crate::backend::redis::options::{Address, RedisOptions, Sentinels, Target};
 use crate::backend::redis::refusal::{classify, printable};
 use crate::error::{Error, ErrorKind};
 
+/// A Sentinel that has heard of another within this time knows what that one knows: twice as long as they let pass, and some.
+const RECENT: Duration = Duration::from_secs(5);
+
 /// The server that Sentinels name.
 pub(super) struct Named {
     pub(super) peer: Peer,
-    /// By most of all that there are, not only of those that could be reached.
+    /// Which fail-over has made it the primary, as far as is told: a later one has a greater number.
+    pub(super) epoch: Option<u64>,
+    /// By most of all that are named, not only of those that could be reached.
     pub(super) agreed: bool,
+    /// By one that hears of most of the others.
+    in_touch: bool,
+    /// How many said anything.
+    heard: usize,
 }
 
-/// The server that is the primary now, as most of those say that can be reached.
+impl Named {
+    /// Nobody whom we can't reach is likely to know better.
+    pub(super) fn sure(&self) -> bool {
+        self.agreed || self.in_touch
+    }
+
+    /// Whether it is another one than this, which was named for that epoch.
+    pub(super) fn replaces(&self, peer: &Peer, epoch: Option<u64>) -> bool {
+        let later = matches!((self.epoch, epoch), (Some(now), Some(then)) if now > then);
+        !self.peer.address.is(&peer.address) && (self.agreed || self.in_touch && later)
+    }
+
+    /// Why it is not to be relied on.
+    pub(super) fn doubt(&self, target: &Target, sentinels: &Sentinels) -> Error {
+        ErrorKind::Unreachable(format!(
+            "{}: only {} of {} Sentinels could be asked, and none of these hears of most of the others: what they name, {}, may have been \
+             replaced. Start the others, or see to the network; or name only those that there are",
+            target.place,
+            self.heard,
+            sentinels.hosts.len(),
+            self.peer.address.shown(),
+        ))
+        .into()
+    }
+}
+
+/// What one Sentinel says.
+struct Said {
+    address: Address,
+    epoch: Option<u64>,
+    in_touch: bool,
+}
+
+/// The server that is the primary now.
 pub(super) async fn primary(
     options: &RedisOptions,
     target: &Target,
@@ -34,7 +83,7 @@ pub(super) async fn primary(
             let sentinel = Peer::new(options, target, host.clone()).logged_in_as(sentinels.login.clone());
             async move {
                 let place = sentinel.place.clone();
-                match timeout(options.response_timeout, ask(&sentinel, &sentinels.primary)).await {
+                match timeout(options.response_timeout, ask(&sentinel, sentinels)).await {
                     Ok(answer) => answer,
                     Err(_) => Err(ErrorKind::Unreachable(format!(
                         "{place}, a Sentinel, did not answer within {:?}",
@@ -45,20 +94,34 @@ pub(super) async fn primary(
             }
         })
         .collect();
-    let mut votes: Vec<(Address, usize)> = Vec::new();
+    // With how many say the same.
+    let mut votes: Vec<(Said, usize)> = Vec::new();
+    let mut heard = 0;
     let mut trouble = None;
     while let Some(answer) = asked.next().await {
         match answer {
-            Ok(address) => {
-                let at = votes
-                    .iter()
-                    .position(|(named, _)| named.is(&address))
-                    .unwrap_or_else(|| {
-                        votes.push((address, 0));
-                        votes.len() - 1
-                    });
-                votes[at].1 += 1;
-                if votes[at].1 * 2 > sentinels.hosts.len() {
+            Ok(said) => {
+                heard += 1;
+                let same = votes
+                    .iter_mut()
+                    .find(|(other, _)| other.address.is(&said.address));
+                let count = match same {
+                    Some((other, count)) => {
+                        // The later of two fail-overs to one server; and what is not told is less than what is.
+                        if said.epoch > other.epoch {
+                            (other.epoch, other.in_touch) = (said.epoch, said.in_touch);
+                        } else if said.epoch == other.epoch {
+                            other.in_touch |= said.in_touch;
+                        }
+                        *count += 1;
+                        *count
+                    }
+                    None => {
+                        votes.push((said, 1));
+                        1
+                    }
+                };
+                if count * 2 > sentinels.hosts.len() {
                     break;
                 }
             }
@@ -70,9 +133,13 @@ pub(super) async fn primary(
             }
         }
     }
-    match votes.into_iter().max_by_key(|(_, count)| *count) {
-        Some((address, count)) => {
-            let peer = Peer::new(options, target, address);
+    let most = |count: usize| count * 2 > sentinels.hosts.len();
+    let best = votes
+        .into_iter()
+        .max_by_key(|(said, count)| (most(*count), said.epoch, said.in_touch, *count));
+    match best {
+        Some((said, count)) => {
+            let peer = Peer::new(options, target, said.address);
             let place = format!(
                 "{} ({} of {})",
                 peer.place,
@@ -81,7 +148,10 @@ pub(super) async fn primary(
             );
             Ok(Named {
                 peer: peer.called(place),
-                agreed: count * 2 > sentinels.hosts.len(),
+                epoch: said.epoch,
+                agreed: most(count),
+                in_touch: said.in_touch,
+                heard,
             })
         }
         None => Err(trouble.unwrap_or_else(|| {
@@ -91,32 +161,48 @@ pub(super) async fn primary(
 }
 
 /// Asks one Sentinel. The connection ends with the answer.
-async fn ask(sentinel: &Peer, primary: &str) -> Result<Address, Error> {
+async fn ask(sentinel: &Peer, sentinels: &Sentinels) -> Result<Said, Error> {
+    let primary = sentinels.primary.as_str();
     let mut drivers = JoinSet::new();
     let mut connection = sentinel.connect(&mut drivers, sentinel.config(), || ()).await?;
-    let mut ask = ::redis::cmd("SENTINEL");
-    ask.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
+    let mut ask = ::redis::Pipeline::with_capacity(3);
+    for what in ["GET-MASTER-ADDR-BY-NAME", "MASTER", "SENTINELS"] {
+        ask.cmd("SENTINEL").arg(what).arg(primary);
+    }
     let no_sentinel = || {
         sentinel.unfit(
             "is not a Sentinel: name the Sentinels' addresses (their port is 26379 unless set), or write redis:// for a server",
         )
     };
-    match connection.send_packed_command(&ask).await {
-        Ok(Value::Array(found)) => match &found[..] {
+    let answers = connection.send_packed_commands(&ask, 0, 3).await;
+    let mut answers = answers
+        .map_err(|error| sentinel.handshake_failed(&error))?
+        .into_iter();
+    match answers.next() {
+        Some(Value::Array(found)) => match &found[..] {
             [Value::BulkString(host), Value::BulkString(port)] => {
                 let port = std::str::from_utf8(port).ok().and_then(|port| port.parse().ok());
-                match (String::from_utf8(host.clone()), port) {
-                    (Ok(host), Some(port)) => Ok(Address::Tcp(host, port)),
-                    _ => Err(sentinel.strange("it names no address")),
-                }
+                let (Ok(host), Some(port)) = (String::from_utf8(host.clone()), port) else {
+                    return Err(sentinel.strange("it names no address"));
+                };
+                // Its user may not have the right to these: then it says nothing but a name.
+                let epoch = answers
+                    .next()
+                    .and_then(|about| number(&fields(&about)?, "config-epoch"));
+                let others = answers.next();
+                Ok(Said {
+                    address: Address::Tcp(host, port),
+                    epoch,
+                    in_touch: others.is_some_and(|others| hears_of_most(&others, sentinels.hosts.len())),
+                })
             }
             _ => Err(no_sentinel()),
         },
-        Ok(Value::Nil) => Err(sentinel.unfit(format_args!(
+        Some(Value::Nil) => Err(sentinel.unfit(format_args!(
             "is a Sentinel that watches no primary called {:?}: correct the name at the end of the address",
             printable(primary)
         ))),
-        Ok(Value::ServerError(error)) => {
+        Some(Value::ServerError(error)) => {
             let details = error.details().unwrap_or_default();
             Err(if details.starts_with("unknown command") {
                 no_sentinel()
@@ -124,7 +210,89 @@ async fn ask(sentinel: &Peer, primary: &str) -> Result<Address, Error> {
                 classify(&sentinel.place, "a Sentinel", &error).into_error()
             })
         }
-        Ok(_) => Err(no_sentinel()),
-        Err(error) => Err(sentinel.handshake_failed(&error)),
+        _ => Err(no_sentinel()),
+    }
+}
+
+/// What a Sentinel says of somebody, whichever protocol it speaks. `None`: that is something else.
+fn fields(about: &Value) -> Option<Vec<(&[u8], &[u8])>> {
+    fn text(value: &Value) -> Option<&[u8]> {
+        match value {
+            Value::BulkString(text) => Some(text),
+            Value::SimpleString(text) => Some(text.as_bytes()),
+            _ => None,
+        }
+    }
+    match about {
+        Value::Map(pairs) => pairs
+            .iter()
+            .map(|(key, value)| Some((text(key)?, text(value)?)))
+            .collect(),
+        Value::Array(flat) => flat
+            .chunks_exact(2)
+            .map(|pair| Some((text(&pair[0])?, text(&pair[1])?)))
+            .collect(),
+        _ => None,
+    }
+}
+
+fn number(fields: &[(&[u8], &[u8])], name: &str) -> Option<u64> {
+    let (_, value) = fields.iter().find(|(key, _)| *key == name.as_bytes())?;
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Whether it knows what most of all Sentinels know, of which it says `others`, and we `named` so many.
+fn hears_of_most(others: &Value, named: usize) -> bool {
+    let Value::Array(others) = others else {
+        return false;
+    };
+    let heard_of = |other: &Value| {
+        let age = fields(other).and_then(|fields| number(&fields, "last-hello-message"));
+        age.is_some_and(|age| u128::from(age) <= RECENT.as_millis())
+    };
+    let with_itself = 1 + others.iter().filter(|other| heard_of(other)).count();
+    with_itself * 2 > (1 + others.len()).max(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(age: &str) -> Vec<(Value, Value)> {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        vec![(text("name"), text("x")), (text("last-hello-message"), text(age))]
+    }
+
+    #[test]
+    fn a_sentinel_that_hears_of_most_of_all_that_there_are_is_in_touch() {
+        let map = |ages: &[&str]| Value::Array(ages.iter().map(|age| Value::Map(of(age))).collect());
+        let flat = |ages: &[&str]| {
+            let one = |age: &&str| Value::Array(of(age).into_iter().flat_map(|(k, v)| [k, v]).collect());
+            Value::Array(ages.iter().map(one).collect())
+        };
+        for (ages, named, expected) in [
+            (&[][..], 1, true),
+            // It has not met the others yet.
+            (&[], 2, false),
+            (&["900"], 2, true),
+            (&["5001"], 2, false),
+            (&["100", "70000"], 3, true),
+            (&["7000", "70000"], 3, false),
+            // Of some of those that are named nobody knows any more; others are not named.
+            (&["0", "0"], 4, true),
+            (&["0", "0", "9000", "9000"], 1, true),
+            (&["0", "9000", "9000", "9000"], 1, false),
+            (&["-1", "", "x", "99999999999999999999"], 1, false),
+        ] {
+            assert_eq!(hears_of_most(&map(ages), named), expected, "{ages:?} {named}");
+            assert_eq!(hears_of_most(&flat(ages), named), expected, "{ages:?} {named}");
+        }
+        for other in [
+            Value::Nil,
+            Value::Int(3),
+            Value::Array(vec![Value::Nil, Value::Int(1)]),
+        ] {
+            assert!(!hears_of_most(&other, 1), "{other:?}");
+        }
     }
 }
