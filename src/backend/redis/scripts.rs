@@ -67,13 +67,10 @@ static REVOKE: Script = script!("revoke");
 static INSPECT: Script = script!("inspect");
 pub(super) static ACQUIRE_ALL: Script = script!("acquire_all");
 
-/// Those that every link loads ahead: all but the one for several names, which few use; it is loaded when it is first used.
-pub(super) static AHEAD: [&Script; 8] = [
-    &ACQUIRE, &RELEASE, &DOWNGRADE, &RENEW, &WITHDRAW, &POLL, &REVOKE, &INSPECT,
-];
+/// Every link loads all of them ahead: who may send scripts only by their hash has no other way to bring one.
+pub(super) static AHEAD: [&Script; 9] = ALL;
 
-#[cfg(test)]
-pub(super) static ALL: [&Script; 9] = [
+pub(super) const ALL: [&Script; 9] = [
     &ACQUIRE,
     &RELEASE,
     &DOWNGRADE,
