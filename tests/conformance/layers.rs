@@ -8,13 +8,13 @@ mod claims {
     use relatch::{LostCause, Mode, Owner, Part, Relatch, Stamp};
 
     use crate::support::{BOUND, eventually_async};
-    use crate::{World, free, lock, ms, soon, waiters};
+    use crate::{Client, World, free, lock, ms, runs_out, soon, waiters};
 
     /// Nobody holds any of these names and nobody waits for one.
-    async fn all_free(relatch: &Relatch, names: &[&str]) {
+    async fn all_free(client: &Client, names: &[&str]) {
         for name in names {
             eventually_async(BOUND, "it is free", async || {
-                relatch
+                client
                     .inspect(name)
                     .await
                     .is_ok_and(|seen| seen.holder_count == 0 && seen.waiter_count == 0)
@@ -40,7 +40,7 @@ mod claims {
         again.release().await.unwrap();
         held.release().await.unwrap();
         assert!(b.mutex("it").unwrap().try_lock().await.unwrap().is_some());
-        assert!(a.mutex("").unwrap_err().is_invalid());
+        assert!(a.relatch.mutex("").unwrap_err().is_invalid());
     }
 
     pub async fn a_lock_that_is_not_to_be_reentered_refuses_its_own_owner(world: &World) {
@@ -100,7 +100,10 @@ mod claims {
         let all = soon(a.multi((l("c").write(), l("a").read(), l("b").upgradable_read())))
             .await
             .unwrap();
-        assert_eq!(all.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(
+            all.names().collect::<Vec<_>>(),
+            ["a", "b", "c"].map(|name| a.of(name))
+        );
         assert!(all.is_held() && all.valid_for() > ms(1000));
         let theirs = |name: &str| b.rwlock(name).unwrap();
         assert!(theirs("a").try_read().await.unwrap().is_some());
@@ -109,10 +112,10 @@ mod claims {
         assert!(theirs("c").try_read().await.unwrap().is_none());
         for name in ["a", "b", "c"] {
             let seen = b.inspect(name).await.unwrap();
-            assert_eq!(seen.fence, all.fence(name));
+            assert_eq!(seen.fence, all.fence(&a.of(name)));
             assert_eq!(seen.holders[0].owner, all.owner());
         }
-        assert_eq!(all.fence("d"), None);
+        assert_eq!(all.fence(&a.of("d")), None);
         all.release().await.unwrap();
         all_free(&b, &["a", "b", "c"]).await;
     }
@@ -183,9 +186,9 @@ mod claims {
         let l = |name: &str| a.rwlock(name).unwrap();
         let busy = b.rwlock("b").unwrap().write().label("theirs").await.unwrap();
         let all = || a.multi([l("a").write(), l("b").write(), l("c").write()]);
-        let error = soon(all().timeout(ms(50))).await.unwrap_err();
+        let error = runs_out(async || all().timeout(ms(50)).await).await;
         assert!(
-            error.is_timeout() && error.to_string().contains("\"b\""),
+            error.is_timeout() && error.to_string().contains(&format!("{:?}", a.of("b"))),
             "{error}"
         );
         let blame = error.blame().unwrap();
@@ -205,7 +208,11 @@ mod claims {
     }
 
     pub async fn what_cannot_be_had_whole_at_once_is_not_touched(world: &World) {
-        let (a, b) = (world.client().await, world.client().await);
+        // Elsewhere in a cluster it is one name after the other.
+        let (a, b) = (
+            world.client().await.in_one_slot(),
+            world.client().await.in_one_slot(),
+        );
         let l = |name: &str| a.rwlock(name).unwrap();
         soon(a.multi([l("a").write(), l("b").write()]))
             .await
@@ -231,7 +238,7 @@ mod claims {
             .await
             .unwrap()
             .unwrap();
-        assert!(all.fence("a") > before);
+        assert!(all.fence(&a.of("a")) > before);
         // A line is respected: who waits to write is not passed by who reads several.
         let waiting = tokio::spawn(b.rwlock("a").unwrap().write().into_future());
         eventually_async(BOUND, "in line", async || {
@@ -293,10 +300,13 @@ mod claims {
         let lost = all.lost();
         b.revoke("b").await.unwrap();
         let lost = soon(lost).await;
-        assert_eq!((&*lost.name, lost.cause), ("b", LostCause::Revoked));
+        assert_eq!((&*lost.name, lost.cause), (&*a.of("b"), LostCause::Revoked));
         assert!(!all.is_held() && all.valid_for().is_zero());
         let error = soon(all.protect(std::future::pending::<()>())).await.unwrap_err();
-        assert!(error.is_lost() && error.to_string().contains("\"b\""), "{error}");
+        assert!(
+            error.is_lost() && error.to_string().contains(&format!("{:?}", a.of("b"))),
+            "{error}"
+        );
         assert!(
             b.rwlock("a").unwrap().try_read().await.unwrap().is_none(),
             "until it is given back"

@@ -19,6 +19,7 @@ pub mod child;
 mod cluster;
 pub mod deployment;
 mod fake;
+pub mod page;
 mod proxy;
 pub mod resp;
 mod sentinel;
