@@ -73,7 +73,7 @@ async fn a_primary_that_dies_is_replaced_and_a_hold_that_replicas_knew_lives_on(
     waiters(&a, 1).await;
     let old = watched.primary();
     old.kill();
-    watched.replaced(old.port());
+    watched.replaced(old);
     // The new primary is asked, and knows.
     let seen = soon(a.inspect("it")).await.unwrap();
     assert_eq!((seen.holder_count, seen.waiter_count), (1, 1));
@@ -117,7 +117,7 @@ async fn a_primary_that_stands_still_is_left_and_becomes_a_replica() {
     waiters(&a, 1).await;
     let old = watched.primary();
     old.stop();
-    watched.replaced(old.port());
+    watched.replaced(old);
     let next = hand_on(held, waiting).await;
     // It goes on as if nothing had been, until a Sentinel tells it.
     old.cont();
@@ -133,7 +133,7 @@ async fn a_primary_that_is_replaced_by_command_is_left_and_nothing_is_lost() {
     let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
     let waiting = tokio::spawn(lock(&b).write().into_future());
     waiters(&a, 1).await;
-    let old = watched.primary().port();
+    let old = watched.primary();
     watched.fail_over();
     watched.replaced(old);
     let next = hand_on(held, waiting).await;
@@ -147,7 +147,7 @@ async fn an_old_primary_that_comes_back_empty_takes_nobody_from_the_new_one() {
     let held = soon(lock(&a).write().replicas(2, LONG)).await.unwrap();
     let old = watched.primary();
     old.kill();
-    watched.replaced(old.port());
+    watched.replaced(old);
     // It believes for a while that it is still the primary.
     old.restart_empty();
     assert_eq!(old.info("replication", "role").as_deref(), Some("master"));

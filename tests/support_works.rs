@@ -453,7 +453,7 @@ fn sentinels_can_fail_over_from_the_start_and_leave_no_process_behind() {
     let watched = Watched::start_secured();
     let pids = watched.pids();
     assert_eq!(pids.len(), 6);
-    let old = watched.primary().port();
+    let old = watched.primary();
     watched.fail_over();
     watched.replaced(old);
     drop(watched);

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use relatch::{Error, Relatch, Tls};
-use support::{BOUND, Certificates, RedisServer, eventually_async, free_port};
+use support::{BOUND, Certificates, RedisServer, Watched, eventually_async, free_port};
 
 struct Secure {
     server: RedisServer,
@@ -165,4 +165,58 @@ async fn a_certificate_that_is_replaced_is_used_by_the_next_link() {
     })
     .await;
     held.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_servers_that_speak_tls_are_followed_through_a_fail_over() {
+    let watched = Watched::start_tls(Certificates::new("cache.example"));
+    let long = BOUND * 7;
+    let client = async || {
+        Relatch::builder()
+            .url(watched.url())
+            .patience(long)
+            .idle_ping(Duration::from_millis(300))
+            .lease(long)
+            .connect()
+            .await
+            .unwrap()
+    };
+    let (a, b) = (client().await, client().await);
+    let of = |relatch: &Relatch| relatch.rwlock("it").unwrap();
+    let held = of(&a).write().replicas(2, long).await.unwrap();
+    let waiting = tokio::spawn(of(&b).write().into_future());
+    eventually_async(BOUND, "it waits", async || {
+        a.inspect("it").await.is_ok_and(|seen| seen.waiter_count == 1)
+    })
+    .await;
+    let old = watched.primary();
+    old.kill();
+    tokio::task::block_in_place(|| watched.replaced(old));
+    let fence = held.fence();
+    drop(held);
+    let next = tokio::time::timeout(long, waiting)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(next.fence() > fence);
+    next.release().await.unwrap();
+
+    // Sentinels as well are told who we are, and trusted for a reason only.
+    let url = watched.url();
+    let plain = url.replacen("rediss", "redis", 1);
+    let nobody = &url[..url.find("&cert=").unwrap()];
+    let stranger = Certificates::new("cache.example");
+    let (start, _) = url.split_once("&ca=").unwrap();
+    for (url, said) in [
+        (plain.split_once("&ca=").unwrap().0.to_owned(), "TLS (rediss://)"),
+        (nobody.to_owned(), "?cert=/path/to.pem&key=/path/to.key"),
+        (
+            format!("{start}&{}", stranger.parameters(true)),
+            "?ca=/path/to/ca.pem",
+        ),
+    ] {
+        let error = refused(&url).await;
+        assert!(error.to_string().contains(said), "{url}: {error}");
+    }
 }

@@ -7,6 +7,7 @@ use super::child::{Process, command};
 use super::fake::FakeServer;
 use super::resp::{Client, Reply};
 use super::server::{PROGRAM, RedisServer};
+use super::tls::Certificates;
 use super::wait::{BOUND, eventually_blocking};
 use parking_lot::Mutex;
 use std::fs::{self, File};
@@ -26,14 +27,33 @@ const SENTINEL_PASSWORD: &str = "simsim";
 pub const DOWN_AFTER: Duration = Duration::from_millis(500);
 
 pub struct Watched {
-    secured: bool,
-    servers: Vec<RedisServer>,
+    how: How,
+    servers: Vec<Server>,
     sentinels: Vec<Sentinel>,
 }
 
-struct Sentinel {
+/// What is asked of those who connect.
+#[derive(Clone, Default)]
+struct How {
+    /// Passwords: one for the servers, one for the Sentinels.
+    passwords: bool,
+    /// TLS, from everybody to everybody, with certificates on both sides.
+    tls: Option<Arc<Certificates>>,
+}
+
+/// Tests ask it on a port of its own, in plain.
+struct Server {
+    /// By which everybody else knows it.
     port: u16,
-    secured: bool,
+    server: RedisServer,
+}
+
+struct Sentinel {
+    /// By which everybody else knows it.
+    port: u16,
+    /// For tests.
+    plain_port: u16,
+    passwords: bool,
     // Ends before its folder does.
     process: Process,
     _directory: TempDir,
@@ -41,30 +61,61 @@ struct Sentinel {
 
 /// A server without persistence that takes replicas at once.
 pub fn primary() -> RedisServer {
-    RedisServer::start_with(&arguments(false))
+    RedisServer::start_with(&TAKES_REPLICAS)
 }
 
 /// A replica that has what its primary has.
 pub fn replica_of(primary: &RedisServer) -> RedisServer {
-    follow(primary, primary.port(), &arguments(false))
+    replica_through(primary, primary.port())
 }
 
 /// The same, over another port: a proxy in front of the primary.
 pub fn replica_through(primary: &RedisServer, port: u16) -> RedisServer {
-    follow(primary, port, &arguments(false))
+    follow(primary, port, &TAKES_REPLICAS.map(str::to_owned))
 }
 
-fn arguments(secured: bool) -> Vec<&'static str> {
-    let mut all = vec!["--repl-diskless-sync-delay", "0"];
-    if secured {
-        all.extend(["--requirepass", PASSWORD, "--masterauth", PASSWORD]);
+const TAKES_REPLICAS: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
+impl How {
+    /// Of a server, or of a Sentinel; the port that everybody else is to use.
+    fn tls_arguments(&self, port: u16) -> Vec<String> {
+        let Some(certificates) = &self.tls else {
+            return Vec::new();
+        };
+        let mut all = certificates.arguments(port, true);
+        all.extend(["--tls-replication", "yes"].map(str::to_owned));
+        all
     }
-    all
+
+    fn arguments(&self, port: u16) -> Vec<String> {
+        let mut all = TAKES_REPLICAS.map(str::to_owned).to_vec();
+        if self.passwords {
+            all.extend(["--requirepass", PASSWORD, "--masterauth", PASSWORD].map(str::to_owned));
+        }
+        all.extend(self.tls_arguments(port));
+        all
+    }
+
+    /// Starts one; it follows the other, if there is one.
+    fn start(&self, primary: Option<&Server>) -> Server {
+        let tls_port = super::free_port();
+        let arguments = self.arguments(tls_port);
+        let server = match primary {
+            Some(primary) => follow(&primary.server, primary.port, &arguments),
+            None => RedisServer::start_with(&arguments.iter().map(String::as_str).collect::<Vec<_>>()),
+        };
+        let port = if self.tls.is_some() {
+            tls_port
+        } else {
+            server.port()
+        };
+        Server { port, server }
+    }
 }
 
-fn follow(primary: &RedisServer, port: u16, arguments: &[&str]) -> RedisServer {
+fn follow(primary: &RedisServer, port: u16, arguments: &[String]) -> RedisServer {
     let port = port.to_string();
-    let mut arguments = arguments.to_vec();
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     arguments.extend(["--replicaof", "127.0.0.1", &port]);
     let replica = RedisServer::start_with(&arguments);
     // In both views: to its primary a replica is one only when it has acknowledged something.
@@ -84,28 +135,35 @@ fn follow(primary: &RedisServer, port: u16, arguments: &[&str]) -> RedisServer {
 
 impl Watched {
     pub fn start() -> Self {
-        Self::launch(false)
+        Self::launch(How::default())
     }
 
     /// Servers and Sentinels want passwords, each their own.
     pub fn start_secured() -> Self {
-        Self::launch(true)
+        Self::launch(How {
+            passwords: true,
+            tls: None,
+        })
     }
 
-    fn launch(secured: bool) -> Self {
-        let arguments = arguments(secured);
-        let first = RedisServer::start_with(&arguments);
-        let follow = || follow(&first, first.port(), &arguments);
-        let mut servers = vec![follow(), follow()];
-        servers.insert(0, first);
+    /// The same, and they speak TLS to everybody, who all need a certificate of this authority.
+    pub fn start_tls(certificates: Certificates) -> Self {
+        Self::launch(How {
+            passwords: true,
+            tls: Some(Arc::new(certificates)),
+        })
+    }
+
+    fn launch(how: How) -> Self {
+        let first = how.start(None);
+        let replicas = [(); 2].map(|()| how.start(Some(&first)));
+        let servers: Vec<Server> = std::iter::once(first).chain(replicas).collect();
         let ports: Vec<u16> = (0..3).map(|_| super::free_port()).collect();
-        let sentinels = ports
-            .iter()
-            .enumerate()
-            .map(|(at, port)| Sentinel::start(*port, at, &ports, &servers, secured))
+        let sentinels = (0..3)
+            .map(|at| Sentinel::start(at, &ports, &servers, &how))
             .collect();
         let watched = Self {
-            secured,
+            how,
             servers,
             sentinels,
         };
@@ -115,7 +173,7 @@ impl Watched {
         watched
     }
 
-    /// `redis+sentinel://…/main`.
+    /// `redis+sentinel://…/main`, with passwords and certificates.
     pub fn url(&self) -> String {
         let hosts: Vec<_> = self
             .sentinels
@@ -123,40 +181,50 @@ impl Watched {
             .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
             .collect();
         let hosts = hosts.join(",");
-        if self.secured {
-            format!("redis+sentinel://:{PASSWORD}@{hosts}/{PRIMARY}?sentinel_password={SENTINEL_PASSWORD}")
-        } else {
-            format!("redis+sentinel://{hosts}/{PRIMARY}")
+        let mut parameters = Vec::new();
+        let mut user = String::new();
+        if self.how.passwords {
+            user = format!(":{PASSWORD}@");
+            parameters.push(format!("sentinel_password={SENTINEL_PASSWORD}"));
+        }
+        let mut scheme = "redis";
+        if let Some(certificates) = &self.how.tls {
+            scheme = "rediss";
+            parameters.push(certificates.parameters(true));
+        }
+        let url = format!("{scheme}+sentinel://{user}{hosts}/{PRIMARY}");
+        match parameters.is_empty() {
+            true => url,
+            false => format!("{url}?{}", parameters.join("&")),
         }
     }
 
     /// Of every process.
     pub fn pids(&self) -> Vec<u32> {
         let sentinels = self.sentinels.iter().map(|sentinel| sentinel.process.pid());
-        sentinels
-            .chain(self.servers.iter().map(RedisServer::pid))
-            .collect()
+        sentinels.chain(self.servers().map(RedisServer::pid)).collect()
     }
 
-    pub fn servers(&self) -> &[RedisServer] {
-        &self.servers
+    pub fn servers(&self) -> impl Iterator<Item = &RedisServer> {
+        self.servers.iter().map(|watched| &watched.server)
     }
 
     /// The primary, as the first Sentinel says.
     pub fn primary(&self) -> &RedisServer {
+        &self.named().server
+    }
+
+    fn named(&self) -> &Server {
         let port = self.sentinels[0].primary();
         self.servers
             .iter()
-            .find(|server| server.port() == port)
+            .find(|watched| watched.port == port)
             .expect("it names one of ours")
     }
 
     pub fn replicas(&self) -> Vec<&RedisServer> {
-        let port = self.primary().port();
-        self.servers
-            .iter()
-            .filter(|server| server.port() != port)
-            .collect()
+        let primary = self.primary().port();
+        self.servers().filter(|server| server.port() != primary).collect()
     }
 
     /// Says it to every Sentinel; whether each did it.
@@ -190,14 +258,17 @@ impl Watched {
         });
     }
 
-    /// Waits until every Sentinel names one primary that is not at `port`, and that is one.
+    /// Waits until every Sentinel names one primary that is not this one, and that is one.
     #[track_caller]
-    pub fn replaced(&self, port: u16) {
+    pub fn replaced(&self, old: &RedisServer) {
         eventually_blocking(BOUND * 7, "another server took over", || {
-            let named = self.sentinels[0].primary();
-            named != port
-                && self.sentinels.iter().all(|sentinel| sentinel.primary() == named)
-                && self.primary().info("replication", "role").as_deref() == Some("master")
+            let named = self.named();
+            named.server.port() != old.port()
+                && self
+                    .sentinels
+                    .iter()
+                    .all(|sentinel| sentinel.primary() == named.port)
+                && named.server.info("replication", "role").as_deref() == Some("master")
         });
     }
 
@@ -208,7 +279,7 @@ impl Watched {
         eventually_blocking(BOUND * 7, "everybody follows the primary", || {
             self.replicas().iter().all(|replica| {
                 replica.info("replication", "master_link_status").as_deref() == Some("up")
-                    && replica.info("replication", "master_port") == Some(self.primary().port().to_string())
+                    && replica.info("replication", "master_port") == Some(self.named().port.to_string())
             })
         });
     }
@@ -289,18 +360,24 @@ impl FakeSentinel {
 }
 
 impl Sentinel {
-    fn start(port: u16, at: usize, ports: &[u16], servers: &[RedisServer], secured: bool) -> Self {
+    fn start(at: usize, ports: &[u16], servers: &[Server], how: &How) -> Self {
+        let port = ports[at];
         let directory = tempfile::Builder::new()
             .prefix("relatch-sentinel-")
             .tempdir()
             .expect("the system has a directory for temporary files");
         let id = |at: usize| format!("{at:040x}");
+        let plain_port = if how.tls.is_some() {
+            super::free_port()
+        } else {
+            port
+        };
         let mut lines = vec![
-            format!("port {port}"),
+            format!("port {plain_port}"),
             "bind 127.0.0.1".to_owned(),
             format!("dir {}", directory.path().display()),
             format!("sentinel myid {}", id(at + 1)),
-            format!("sentinel monitor {PRIMARY} 127.0.0.1 {} 2", servers[0].port()),
+            format!("sentinel monitor {PRIMARY} 127.0.0.1 {} 2", servers[0].port),
             format!(
                 "sentinel down-after-milliseconds {PRIMARY} {}",
                 DOWN_AFTER.as_millis()
@@ -308,7 +385,10 @@ impl Sentinel {
             format!("sentinel failover-timeout {PRIMARY} 4000"),
             format!("sentinel parallel-syncs {PRIMARY} 2"),
         ];
-        if secured {
+        for pair in how.tls_arguments(port).chunks_exact(2) {
+            lines.push(format!("{} {}", pair[0].trim_start_matches('-'), pair[1]));
+        }
+        if how.passwords {
             lines.push(format!("requirepass {SENTINEL_PASSWORD}"));
             lines.push(format!("sentinel sentinel-pass {SENTINEL_PASSWORD}"));
             lines.push(format!("sentinel auth-pass {PRIMARY} {PASSWORD}"));
@@ -317,7 +397,7 @@ impl Sentinel {
         for replica in &servers[1..] {
             lines.push(format!(
                 "sentinel known-replica {PRIMARY} 127.0.0.1 {}",
-                replica.port()
+                replica.port
             ));
         }
         for (other, port) in ports.iter().enumerate().filter(|(other, _)| *other != at) {
@@ -340,7 +420,8 @@ impl Sentinel {
         let process = Process::spawn(command).expect("the server's program starts as a Sentinel");
         let sentinel = Self {
             port,
-            secured,
+            plain_port,
+            passwords: how.passwords,
             process,
             _directory: directory,
         };
@@ -351,8 +432,8 @@ impl Sentinel {
     }
 
     fn ask(&self, words: &[&str]) -> Option<Reply> {
-        let mut client = Client::connect(self.port, BOUND).ok()?;
-        if self.secured {
+        let mut client = Client::connect(self.plain_port, BOUND).ok()?;
+        if self.passwords {
             client.command(&["AUTH", SENTINEL_PASSWORD]).ok()?;
         }
         client.command(words).ok()
