@@ -45,6 +45,7 @@ struct Faults {
     hold_to_server: bool,
     hold_to_client: bool,
     drop_replies: bool,
+    hold_accepts: bool,
     delay: Duration,
 }
 
@@ -60,6 +61,8 @@ struct Shared {
     lost: AtomicUsize,
     /// A connection that carries nothing for so long is closed.
     idle: watch::Sender<Option<Duration>>,
+    /// What fills the queue of those that are to be accepted.
+    queued: Mutex<Vec<std::net::TcpStream>>,
 }
 
 /// Which connections to close; answered when they are closed.
@@ -87,6 +90,7 @@ impl Proxy {
             accepted: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
             idle: watch::Sender::new(None),
+            queued: Mutex::default(),
         });
         let (cuts, orders) = mpsc::unbounded_channel();
         let theirs = Arc::clone(&shared);
@@ -165,9 +169,32 @@ impl Proxy {
         self.shared.faults.send_modify(|now| now.delay = delay);
     }
 
+    /// Whether to accept nobody. Those who connect are not refused: the queue for that is full, so the system does not answer them. Closes
+    /// every connection that there is.
+    pub fn accept_nobody(&self, nobody: bool) {
+        self.shared.faults.send_modify(|now| now.hold_accepts = nobody);
+        let mut queued = self.shared.queued.lock();
+        queued.clear();
+        if !nobody {
+            return;
+        }
+        // Answered when the loop has seen that it is to accept nobody.
+        self.close(false);
+        let place = (Ipv4Addr::LOCALHOST, self.port).into();
+        let mut in_vain = 0;
+        // One may be late only.
+        while in_vain < 3 {
+            match std::net::TcpStream::connect_timeout(&place, Duration::from_millis(50)) {
+                Ok(stream) => queued.push(stream),
+                Err(_) => in_vain += 1,
+            }
+        }
+    }
+
     /// Ends every fault, also one that has not struck yet. What was held goes out now, in order.
     pub fn heal(&self) {
         *self.shared.doom.lock() = None;
+        self.shared.queued.lock().clear();
         self.shared.faults.send_replace(Faults::default());
         self.close(true);
     }
@@ -201,9 +228,12 @@ async fn accept_all(
     let backlog = listener.try_clone().expect("a listener can be shared");
     let listener = TcpListener::from_std(listener).expect("inside a runtime");
     let mut connections: Vec<Connection> = Vec::new();
+    let mut faults = shared.faults.subscribe();
     loop {
+        let held = faults.borrow_and_update().hold_accepts;
         tokio::select! {
-            accepted = listener.accept() => {
+            _ = faults.changed() => {}
+            accepted = listener.accept(), if !held => {
                 let Ok((client, _)) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
                 if shared.faults.borrow().refuse {

@@ -3,16 +3,19 @@
 //! Everything that is said to a server, of whatever kind, goes through a connection that is made here; so here is also where what a
 //! server does wrong becomes an error that names it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::io::tcp::socket2::{SockRef, TcpKeepalive};
 use ::redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, ServerErrorKind};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::backend::redis::options::{Address, RedisOptions, Target};
@@ -25,20 +28,50 @@ const BUFFERED: usize = 1024;
 /// The oldest server whose scripts and pushes are what we build on.
 pub(super) const OLDEST: (u64, u64) = (6, 2);
 
+/// How many may ask for one name at a time. A name server that does not answer keeps each for as long as the system has patience, half a minute at
+/// times, while attempts to link go on; and one that is back is heard of by whoever asks next, not by who has asked before.
+const LOOKUPS: usize = 4;
+
 /// Asks the system for an address. On a thread of its own: a name server that does not answer keeps it for long, and a runtime that shuts
-/// down would wait for threads of its own.
+/// down would wait for threads of its own. Waits for its turn where so many ask for that name already.
 async fn resolved(
+    host: &str,
     ask: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
 ) -> io::Result<Vec<SocketAddr>> {
+    static ASKING: Mutex<BTreeMap<String, Weak<Semaphore>>> = Mutex::new(BTreeMap::new());
+    let turns = {
+        let mut asking = ASKING.lock();
+        asking.retain(|_, turns| turns.strong_count() > 0);
+        let known = asking.get(host).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let turns = Arc::new(Semaphore::new(LOOKUPS));
+            asking.insert(host.to_owned(), Arc::downgrade(&turns));
+            turns
+        })
+    };
+    let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("relatch-resolver".into())
-        .spawn(move || tell.send(ask()))?;
+        .spawn(move || {
+            let answer = ask();
+            drop(turn);
+            let _ = tell.send(answer);
+        })?;
     let addresses = told.await.map_err(io::Error::other)??;
     if addresses.is_empty() {
         return Err(io::Error::other("it has no address"));
     }
     Ok(addresses)
+}
+
+/// What the system says; in tests of this crate there are names of a name server that they can stop.
+fn look_up(name: &(String, u16)) -> io::Result<Vec<SocketAddr>> {
+    #[cfg(test)]
+    if let Some(answer) = names::look_up(name) {
+        return answer;
+    }
+    Ok(name.to_socket_addrs()?.collect())
 }
 
 /// A server, and how to talk to it.
@@ -131,13 +164,11 @@ impl Peer {
         let name = (host.to_owned(), port);
         let addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => resolved(move || Ok(name.to_socket_addrs()?.collect()))
-                .await
-                .map_err(|error| {
-                    self.unreachable(format_args!(
-                        "has a name that can't be resolved ({error}): correct it, or see to the name server"
-                    ))
-                })?,
+            Err(_) => resolved(host, move || look_up(&name)).await.map_err(|error| {
+                self.unreachable(format_args!(
+                    "has a name that can't be resolved ({error}): correct it, or see to the name server"
+                ))
+            })?,
         };
         let stream = TcpStream::connect(&addresses[..])
             .await
@@ -303,6 +334,48 @@ impl Peer {
     }
 }
 
+/// A name server for tests, that answers or does not.
+#[cfg(test)]
+pub(super) mod names {
+    use std::net::Ipv4Addr;
+
+    use parking_lot::Condvar;
+
+    use super::*;
+
+    /// Names of it end with this.
+    pub(in crate::backend::redis) const ZONE: &str = ".relatch-test.invalid";
+
+    static DEAD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    static CHANGED: Condvar = Condvar::new();
+
+    /// Whether nobody answers for this name. Who has asked meanwhile is told nothing good when that ends: the system has lost patience.
+    pub(in crate::backend::redis) fn dead(host: &str, dead: bool) {
+        let mut all = DEAD.lock();
+        all.retain(|other| other != host);
+        if dead {
+            all.push(host.to_owned());
+        }
+        CHANGED.notify_all();
+    }
+
+    pub(super) fn look_up((host, port): &(String, u16)) -> Option<io::Result<Vec<SocketAddr>>> {
+        if !host.ends_with(ZONE) {
+            return None;
+        }
+        let mut dead = DEAD.lock();
+        let asked_in_vain = dead.contains(host);
+        while dead.contains(host) {
+            CHANGED.wait(&mut dead);
+        }
+        Some(if asked_in_vain {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, *port))])
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -319,7 +392,7 @@ mod tests {
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         let begun = Instant::now();
         runtime.block_on(async {
-            let resolving = resolved(move || {
+            let resolving = resolved("hangs", move || {
                 let _ = wait.recv();
                 Ok(Vec::new())
             });
@@ -333,9 +406,43 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_resolved_or_it_is_said_why_not() {
-        let found = resolved(|| Ok(("localhost", 1).to_socket_addrs()?.collect())).await;
+        let found = resolved("localhost", || look_up(&("localhost".into(), 1))).await;
         assert!(found.unwrap().iter().all(|address| address.ip().is_loopback()));
-        assert!(resolved(|| Ok(Vec::new())).await.is_err());
-        assert!(resolved(|| Err(io::Error::other("no"))).await.is_err());
+        assert!(resolved("x", || Ok(Vec::new())).await.is_err());
+        assert!(resolved("x", || Err(io::Error::other("no"))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_name_server_that_does_not_answer_keeps_few_threads_and_no_other_name() {
+        let threads = Arc::new(());
+        let (let_go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let hangs = || {
+            let (thread, wait) = (threads.clone(), wait.clone());
+            resolved("dead", move || {
+                let _ = (wait.lock().recv(), thread);
+                Err(io::ErrorKind::TimedOut.into())
+            })
+        };
+        // Each is begun, and given up as an attempt is.
+        for _ in 0..LOOKUPS * 5 {
+            let mut attempt = std::pin::pin!(hangs());
+            assert!(futures_util::poll!(attempt.as_mut()).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&threads), 1 + LOOKUPS);
+        assert!(
+            resolved("localhost", || look_up(&("localhost".into(), 1)))
+                .await
+                .is_ok()
+        );
+        // When one of them is told something, the next has its turn.
+        drop(let_go);
+        let found = resolved("dead", || Ok(vec![SocketAddr::from(([127, 0, 0, 1], 1))]));
+        assert!(
+            tokio::time::timeout(Duration::from_secs(10), found)
+                .await
+                .unwrap()
+                .is_ok()
+        );
     }
 }

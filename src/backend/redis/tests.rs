@@ -1022,3 +1022,34 @@ async fn a_dropped_call_does_not_shift_the_replies_of_others() {
     }
     assert_eq!(*backend.generation().borrow(), 1);
 }
+
+#[tokio::test]
+async fn a_dead_name_server_is_told_and_recovered_from() {
+    use super::dial::names;
+
+    let server = Server::start(&[]);
+    let host = format!("cache{}", names::ZONE);
+    let options = RedisOptions {
+        connect_timeout: Duration::from_millis(700),
+        ..quick(&format!("redis://{host}:{}", server.port))
+    };
+    let backend = linked(options).await;
+    works(&backend).await;
+    names::dead(&host, true);
+    let _: u64 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+    soon(async {
+        loop {
+            let told = backend.trouble().map(|error| error.to_string());
+            if told.is_some_and(|told| told.contains("does its name resolve")) {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    names::dead(&host, false);
+    let begun = Instant::now();
+    works(&backend).await;
+    // Its turn is for `docs/deployments.md`.
+    println!("recovered from a dead name server after {:?}", begun.elapsed());
+}
