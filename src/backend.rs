@@ -120,6 +120,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Counts the links: a new number means that pushes may have been missed and that the other side may have changed.
     fn generation(&self) -> watch::Receiver<u64>;
 
+    /// Counts what may keep a server from telling what changes: a link made anew, and, where there are several servers, others in charge.
+    fn relinks(&self) -> watch::Receiver<u64> {
+        self.generation()
+    }
+
     /// Whether that may concern this name: its link was made anew after `since` was counted.
     fn relinked(&self, name: &Name, since: u64) -> bool {
         let _ = (name, since);
@@ -161,14 +166,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
 /// What operators ask of a backend, beside the locks. All of it only reads, and can be repeated.
 pub(crate) trait Look: Send + Sync {
     /// One page of the names of which anything is kept (a hold, a line, a fence), from `from` on. May tell names that do
-    /// not match, and a name twice.
-    fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>>;
+    /// not match, and a name twice. Servers without a link come last.
+    fn names<'a>(&'a self, pattern: &'a Pattern, from: &'a Cursor) -> Later<'a, Result<Page, Failure>>;
 
     /// One page of the names that somebody waits for, and perhaps of others, and where the next begins.
-    fn lines(&self, from: Cursor) -> Later<'_, Result<Page, Failure>>;
+    fn lines<'a>(&'a self, from: &'a Cursor) -> Later<'a, Result<Page, Failure>>;
 
-    /// From now on every name that changes comes into the set, until this link ends or the set is dropped.
-    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>>;
+    /// From now on every name that changes comes into the set, until `relinks` counts on or the set is dropped. Whether some may have
+    /// been missed since the last such call.
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<bool, Failure>>;
 
     /// Whether these clients hear their pushes now, in the order asked; `None` where it can't be known.
     fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>>;

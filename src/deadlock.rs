@@ -18,10 +18,11 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 
 use crate::client::{Waiting, ask};
+use crate::clock::Moment;
 use crate::core::Core;
 use crate::error::{Error, Holder};
 use crate::lock::{holders, waiters};
-use crate::looking::{Cursor, patiently};
+use crate::looking::{Cursor, patiently_for};
 use crate::protocol::{HeldRow, Mode, Name, Operation, OwnerId, Reply, RequestId, Snapshot, WaitRow};
 
 /// Owners that wait for each other, so that none of them gets on unless one gives up: each waits for the next, and the last for the first.
@@ -359,34 +360,54 @@ fn stands(circle: &[Step], seen: &Seen) -> bool {
 
 // -- looking ----------------------------------------------------------------------------------------------------
 
-async fn look(core: &Core, names: Vec<Name>) -> Result<Seen, Error> {
+/// What is seen of these names, and what keeps the rest from being seen: a server of several that does not answer until `patience` is over. A circle among
+/// what is seen is one whatever the rest is.
+async fn look(core: &Core, names: BTreeSet<Name>, patience: Moment) -> Result<(Seen, Option<Error>), Error> {
     let mut looks = futures_util::stream::iter(names)
         .map(|name| async move {
-            let answer = ask(core, &name, Operation::Inspect(ROWS)).await;
+            let answer = tokio::select! {
+                biased;
+                answer = ask(core, &name, Operation::Inspect(ROWS)) => answer,
+                () = core.clock.sleep_until(patience) => Err(core.unreachable(&name)),
+            };
             answer.map(|answer| (name, answer.reply))
         })
         .buffer_unordered(AT_ONCE);
-    let mut seen = Seen::new();
+    let (mut seen, mut missing) = (Seen::new(), None);
     while let Some(look) = looks.next().await {
-        if let (name, Reply::Inspect(snapshot)) = look?
-            && snapshot.waiters > 0
-        {
-            seen.insert(name, snapshot);
+        match look {
+            Ok((name, Reply::Inspect(snapshot))) if snapshot.waiters > 0 => {
+                seen.insert(name, snapshot);
+            }
+            Ok(_) => {}
+            Err(error) if error.is_unreachable() => missing = Some(error),
+            Err(error) => return Err(error),
         }
     }
-    Ok(seen)
+    Ok((seen, missing))
 }
 
-/// Every name that somebody waits for.
-async fn look_around(core: &Core) -> Result<Seen, Error> {
-    let mut names = BTreeSet::new();
+/// The same of every name that somebody waits for. `patience` is for each server that does not answer.
+async fn look_around(core: &Core, patience: Duration) -> Result<(Seen, Option<Error>), Error> {
+    let (mut names, mut missing) = (BTreeSet::new(), None);
     let mut from = Some(Cursor::default());
     while let Some(cursor) = from {
-        let (page, next) = patiently(core, |look| look.lines(cursor)).await?;
-        names.extend(page);
-        from = next;
+        let page = patiently_for(core, patience, |look| look.lines(&cursor)).await;
+        from = match page {
+            Ok((page, next)) => {
+                names.extend(page);
+                next
+            }
+            // Those that answer came first.
+            Err(error) if error.is_unreachable() => {
+                missing = Some(error);
+                None
+            }
+            Err(error) => return Err(error),
+        };
     }
-    look(core, names.into_iter().collect()).await
+    let (seen, unseen) = look(core, names, core.clock.now().plus(patience)).await?;
+    Ok((seen, missing.or(unseen)))
 }
 
 async fn tell(core: &Core, circle: &[Step]) -> Circle {
@@ -418,17 +439,23 @@ async fn tell(core: &Core, circle: &[Step]) -> Circle {
 
 /// Every circle there is now.
 pub(crate) async fn deadlocks(core: &Core) -> Result<Vec<Circle>, Error> {
-    let circles = Graph::new(&look_around(core).await?).circles();
-    if circles.is_empty() {
-        return Ok(Vec::new());
-    }
-    let names: BTreeSet<Name> = circles.iter().flatten().map(|step| step.name.clone()).collect();
-    let again = look(core, names.into_iter().collect()).await?;
+    let patience = core.config.patience;
+    let (seen, mut missing) = look_around(core, patience).await?;
+    let circles = Graph::new(&seen).circles();
     let mut told = Vec::new();
-    for circle in circles.iter().filter(|circle| stands(circle, &again)) {
-        told.push(tell(core, circle).await);
+    if !circles.is_empty() {
+        let names = circles.iter().flatten().map(|step| step.name.clone()).collect();
+        let (again, unseen) = look(core, names, core.clock.now().plus(patience)).await?;
+        missing = missing.or(unseen);
+        for circle in circles.iter().filter(|circle| stands(circle, &again)) {
+            told.push(tell(core, circle).await);
+        }
     }
-    Ok(told)
+    match missing {
+        // That there are none can't be said.
+        Some(error) if told.is_empty() => Err(error),
+        _ => Ok(told),
+    }
 }
 
 /// How soon after it got in line a request is looked at, how soon again when it was found in a circle, and how rarely at last.
@@ -446,8 +473,9 @@ pub(crate) async fn closed_by(core: &Core, request: RequestId) -> Circle {
     loop {
         core.clock.sleep_until(core.clock.now().plus(rest)).await;
         rest = (rest * 2).min(RARELY);
-        let seen = match look_around(core).await {
-            Ok(seen) => seen,
+        // Of what does not answer at once nothing is said: the others are looked at again soon.
+        let seen = match look_around(core, core.config.response_timeout).await {
+            Ok((seen, _)) => seen,
             Err(error) => {
                 tracing::debug!(%error, "could not look for deadlocks; waiting on");
                 found = None;

@@ -3,7 +3,7 @@
 //! Both are hints about a world that goes on meanwhile: a name that is listed may be gone, one that changed may have changed back.
 //! [`Relatch::inspect`](crate::Relatch::inspect) tells what is so now.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,11 +118,30 @@ impl Pattern {
     }
 }
 
-/// Where a listing goes on: on which node of several, and where there. Its default is the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Where a listing goes on. Its default is the beginning.
+///
+/// What one server gives as a cursor means nothing to another, so it is kept with the link on which it was given: when that has ended, its server
+/// is begun anew. And slots move between servers while they are listed: a slot is listed when whoever had it all the while has been gone
+/// through. So a name may be told twice, and none is left out that was there all the time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    pub(crate) node: u64,
+    /// By slot, whether it is listed; a single server is one. Empty at the beginning.
+    pub(crate) listed: Vec<bool>,
+    /// The server that is gone through, if one is.
+    pub(crate) stand: Option<Stand>,
+    /// Slots that were found half moved, and the servers to which, as long as they have not been gone through since.
+    pub(crate) moving: BTreeSet<u16>,
+    pub(crate) besides: BTreeSet<(String, u16)>,
+}
+
+/// How far one server is gone through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stand {
+    /// The number of the link on which the server gave `at`.
+    pub(crate) link: u64,
     pub(crate) at: u64,
+    /// The slots that it has had from the beginning.
+    pub(crate) covers: Vec<bool>,
 }
 
 /// Some names, and where the next ones begin; `None` at the end.
@@ -145,8 +164,17 @@ pub(crate) async fn patiently<'a, T>(
     core: &'a Core,
     step: impl Fn(&'a dyn Look) -> Later<'a, Result<T, Failure>>,
 ) -> Result<T, Error> {
+    patiently_for(core, core.config.patience, step).await
+}
+
+/// The same, for another while.
+pub(crate) async fn patiently_for<'a, T>(
+    core: &'a Core,
+    patience: Duration,
+    step: impl Fn(&'a dyn Look) -> Later<'a, Result<T, Failure>>,
+) -> Result<T, Error> {
     let look = look(core)?;
-    let patience = core.clock.now().plus(core.config.patience);
+    let patience = core.clock.now().plus(patience);
     let mut last = None;
     loop {
         let outcome = tokio::select! {
@@ -208,14 +236,15 @@ impl Names {
     ///
     /// # Errors
     ///
-    /// [`is_unreachable`](Error::is_unreachable) when the server does not answer within [`Config::patience`](crate::Config::patience),
-    /// [`is_server`](Error::is_server) when it does not let us list.
+    /// [`is_unreachable`](Error::is_unreachable) when the server does not answer within [`Config::patience`](crate::Config::patience).
+    /// In a cluster those that answer are gone through first: then what is missing are the names of the server that the error tells of, or of the slots that
+    /// nobody serves, and another call goes on waiting for these. [`is_server`](Error::is_server) when a server does not let us list.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: the page is told by the next call.
     pub async fn next_page(&mut self) -> Result<Option<Vec<String>>, Error> {
-        let Some(from) = self.from else { return Ok(None) };
+        let Some(from) = &self.from else { return Ok(None) };
         let pattern = &self.pattern;
         let (names, next) = patiently(&self.client, |look| look.names(pattern, from)).await?;
         self.from = next;
@@ -283,8 +312,12 @@ const LOOKS: Duration = Duration::from_secs(1);
 pub struct Changes {
     client: Arc<Handle>,
     set: Arc<ChangeSet>,
-    generation: watch::Receiver<u64>,
+    relinks: watch::Receiver<u64>,
     begun: bool,
+    /// Servers are to be asked (again) to tell.
+    stale: bool,
+    /// There was no link, the last time.
+    troubled: bool,
 }
 
 impl fmt::Debug for Changes {
@@ -295,12 +328,14 @@ impl fmt::Debug for Changes {
 
 impl Changes {
     pub(crate) fn new(client: Arc<Handle>) -> Self {
-        let generation = client.backend.generation();
+        let relinks = client.backend.relinks();
         Self {
             client,
             set: Arc::default(),
-            generation,
+            relinks,
             begun: false,
+            stale: true,
+            troubled: false,
         }
     }
 
@@ -309,7 +344,8 @@ impl Changes {
     /// # Errors
     ///
     /// [`is_server`](Error::is_server) when the server does not tell: its rules for this user forbid `CLIENT TRACKING`. List the names from time to time then.
-    /// [`is_unreachable`](Error::is_unreachable) when there is no link to it; call again: once there is, the next says [`Changed::Anything`].
+    /// [`is_unreachable`](Error::is_unreachable) when there is no link to it, or to a part of a cluster, whose others go on telling; call again: once there is,
+    /// the next says [`Changed::Anything`].
     ///
     /// # Cancel safety
     ///
@@ -317,12 +353,19 @@ impl Changes {
     pub async fn next(&mut self) -> Result<Changed, Error> {
         let core: &Core = &self.client;
         loop {
-            if !self.begun || self.generation.has_changed().unwrap_or(false) {
-                self.begun = false;
-                self.generation.mark_unchanged();
+            if self.stale || self.relinks.has_changed().unwrap_or(false) {
+                // If this is dropped half way, it is still to be done.
+                self.stale = true;
+                self.relinks.mark_unchanged();
                 let set = &self.set;
-                patiently(&self.client, |look| look.changes(set)).await?;
-                self.begun = true;
+                let missed = patiently(&self.client, |look| look.changes(set)).await?;
+                self.stale = false;
+                if missed || !std::mem::replace(&mut self.begun, true) {
+                    self.set.anything();
+                }
+            }
+            if self.troubled && core.backend.trouble().is_none() {
+                self.troubled = false;
                 self.set.anything();
             }
             if let Some(changed) = self.set.take() {
@@ -330,10 +373,11 @@ impl Changes {
             }
             tokio::select! {
                 () = self.set.grew.notified() => {}
-                Ok(()) = self.generation.changed() => self.begun = false,
+                Ok(()) = self.relinks.changed() => self.stale = true,
                 // Nothing is told over a link that is down, not even that.
                 () = core.clock.sleep_until(core.clock.now().plus(LOOKS)) => {
                     if let Some(error) = core.backend.trouble() {
+                        self.troubled = true;
                         return Err(error);
                     }
                 }

@@ -325,12 +325,12 @@ impl Backend for EmbeddedBackend {
 
 impl Look for EmbeddedBackend {
     /// All on one page: they are in this process anyway.
-    fn names<'a>(&'a self, _pattern: &'a Pattern, _from: Cursor) -> Later<'a, Result<Page, Failure>> {
+    fn names<'a>(&'a self, _pattern: &'a Pattern, _from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         let names = self.server.world.lock().locks.keys().cloned().collect();
         Box::pin(std::future::ready(Ok((names, None))))
     }
 
-    fn lines(&self, _from: Cursor) -> Later<'_, Result<Page, Failure>> {
+    fn lines<'a>(&'a self, _from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         let world = self.server.world.lock();
         let names = world
             .locks
@@ -341,12 +341,13 @@ impl Look for EmbeddedBackend {
         Box::pin(std::future::ready(Ok((names, None))))
     }
 
-    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<bool, Failure>> {
         let observers = &mut self.server.world.lock().observers;
-        if !observers.iter().any(|other| other.as_ptr() == Arc::as_ptr(set)) {
+        let new = !observers.iter().any(|other| other.as_ptr() == Arc::as_ptr(set));
+        if new {
             observers.push(Arc::downgrade(set));
         }
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(std::future::ready(Ok(new)))
     }
 
     fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {

@@ -580,15 +580,21 @@ impl Backend for RedisBackend {
                 let key = client_key(*id);
                 let mut get = ::redis::cmd("GET");
                 get.arg(&key);
-                async move { self.command(&key, get).await }
+                async move {
+                    // Of a cluster's servers one that is not there must not keep from telling what the others know.
+                    match &self.route {
+                        Route::Cluster(cluster) if !cluster.is_linked(slots::slot_of_plain(&key)) => None,
+                        _ => Some(self.command(&key, get).await),
+                    }
+                }
             });
             let mut clients = Vec::with_capacity(ids.len());
             for value in futures_util::future::join_all(gets).await {
                 clients.push(match value {
-                    Ok(Value::BulkString(text)) => read_info(&text),
-                    // Of one key it is as good as nothing; of the server it is no answer.
-                    Ok(_) | Err(Failure::No(_)) => None,
-                    Err(unknown @ Failure::Unknown(_)) => return Err(unknown),
+                    Some(Ok(Value::BulkString(text))) => read_info(&text),
+                    // Of one key it is as good as nothing; of the only server it is no answer.
+                    Some(Err(unknown @ Failure::Unknown(_))) if !self.is_cluster() => return Err(unknown),
+                    None | Some(_) => None,
                 });
             }
             Ok(clients)
@@ -634,6 +640,13 @@ impl Backend for RedisBackend {
         match &self.route {
             Route::One(linker) => linker.generation(),
             Route::Cluster(cluster) => cluster.generation(),
+        }
+    }
+
+    fn relinks(&self) -> watch::Receiver<u64> {
+        match &self.route {
+            Route::One(linker) => linker.generation(),
+            Route::Cluster(cluster) => cluster.relinks(),
         }
     }
 

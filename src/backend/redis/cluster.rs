@@ -105,6 +105,8 @@ pub(super) struct Cluster {
     /// There is something to do for the ears.
     ears_changed: Notify,
     generation: watch::Sender<u64>,
+    /// Counts links that are up, and changes of the map: who looks must look at another server, perhaps. Ears have no part in it.
+    relinks: watch::Sender<u64>,
     closed: AtomicBool,
     closing: Notify,
     turn: tokio::sync::Mutex<()>,
@@ -181,6 +183,7 @@ impl Cluster {
             remarks: Arc::default(),
             ears_changed: Notify::new(),
             generation: watch::channel(1).0,
+            relinks: watch::channel(1).0,
             closed: AtomicBool::new(false),
             closing: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
@@ -193,6 +196,10 @@ impl Cluster {
 
     pub(super) fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    pub(super) fn relinks(&self) -> watch::Receiver<u64> {
+        self.relinks.subscribe()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -342,17 +349,50 @@ impl Cluster {
         timeout(self.options.connect_timeout, linked).await.ok().flatten()
     }
 
-    /// The first slot behind this one that none of those serves which serve a slot up to it.
-    pub(super) fn next_server(&self, after: u16) -> Option<u16> {
+    /// The links to all masters that have one.
+    pub(super) fn linked(&self) -> Vec<Way> {
         let map = self.map.lock();
-        let (before, behind) = map.slots.split_at(usize::from(after) + 1);
-        let seen: HashSet<&Place> = before.iter().flatten().map(|owner| &owner.node.place).collect();
-        let at = behind.iter().position(|owner| {
-            owner
-                .as_ref()
-                .is_some_and(|owner| !seen.contains(&owner.node.place))
-        })?;
-        u16::try_from(before.len() + at).ok()
+        map.masters().filter_map(|node| node.way()).collect()
+    }
+
+    /// The link with this number, as long as it is up.
+    pub(super) fn link(&self, number: u64) -> Option<Way> {
+        let map = self.map.lock();
+        let mut links = map.nodes.values().filter_map(|node| node.way());
+        links.find(|way| way.live.number == number)
+    }
+
+    /// The link to the master of the first of these slots whose master has one.
+    pub(super) fn linked_to(&self, wanted: impl Iterator<Item = u16>) -> Option<Way> {
+        let map = self.map.lock();
+        let mut owners = wanted.filter_map(|slot| map.slots.get(usize::from(slot))?.as_ref());
+        owners.find_map(|owner| owner.node.way())
+    }
+
+    pub(super) fn is_linked(&self, slot: u16) -> bool {
+        let map = self.map.lock();
+        let owner = map.slots[usize::from(slot)].as_ref();
+        owner.is_some_and(|owner| owner.node.linker.up().is_some())
+    }
+
+    /// Which slots are served there, by slot.
+    pub(super) fn served_by(&self, way: &Way) -> Vec<bool> {
+        let map = self.map.lock();
+        let serves = |owner: &Owner| Arc::ptr_eq(&owner.node.linker, &way.linker);
+        map.slots
+            .iter()
+            .map(|owner| owner.as_ref().is_some_and(serves))
+            .collect()
+    }
+
+    /// Hears from a server itself who serves what, and tells which slots it is moving to whom.
+    pub(super) async fn hear_of_moves(&self, way: &Way) -> Result<Vec<(u16, Place)>, Error> {
+        let live = &way.live;
+        let view = self
+            .ask_on(&live.peer, live.connection.clone(), &place_of(way))
+            .await?;
+        self.adopt(&view);
+        Ok(view.moving)
     }
 
     /// `from` says that this slot is served there, from now on.
@@ -433,6 +473,7 @@ impl Cluster {
 
     fn remapped(&self) {
         self.changed.notify_waiters();
+        self.relinks.send_modify(|number| *number += 1);
         self.ears.lock().all_due = true;
         self.ears_changed.notify_one();
     }
@@ -956,6 +997,7 @@ impl Cluster {
                 let up = node.linker.up().map(|live| live.number);
                 if up != last {
                     if up.is_some() {
+                        self.relinks.send_modify(|number| *number += 1);
                         self.ears.lock().all_due = true;
                         self.ears_changed.notify_one();
                     } else {

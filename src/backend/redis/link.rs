@@ -150,6 +150,8 @@ pub(super) struct Live {
     pub(super) node: Option<String>,
     /// What its clock said last, and whether it keeps up.
     pub(super) pace: Arc<Pace>,
+    /// It tells which names change. Held while it is asked to.
+    pub(super) tracks: tokio::sync::Mutex<bool>,
     /// It has carried an answer that made sense.
     proved: AtomicBool,
     faults: mpsc::Sender<Error>,
@@ -690,6 +692,7 @@ impl Linker {
                 remarks,
                 asks,
                 pace,
+                tracks: tokio::sync::Mutex::new(false),
                 proved: AtomicBool::new(false),
                 faults: report,
             }),
@@ -771,11 +774,15 @@ impl Linker {
             .await
     }
 
-    /// This set hears which names change, for as long as it lives.
-    pub(super) fn observe(&self, set: &Arc<ChangeSet>) {
+    /// This set hears which names change, for as long as it lives. Whether it did not before.
+    pub(super) fn observe(&self, set: &Arc<ChangeSet>) -> bool {
         let mut observers = self.observers.lock();
-        observers.retain(|other| other.strong_count() > 0 && other.as_ptr() != Arc::as_ptr(set));
-        observers.push(Arc::downgrade(set));
+        observers.retain(|other| other.strong_count() > 0);
+        let new = !observers.iter().any(|other| other.as_ptr() == Arc::as_ptr(set));
+        if new {
+            observers.push(Arc::downgrade(set));
+        }
+        new
     }
 
     pub(super) fn anything_changed(&self) {

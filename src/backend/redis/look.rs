@@ -10,10 +10,11 @@ use ::redis::{Cmd, Pipeline, Value};
 
 use crate::backend::redis::link::Way;
 use crate::backend::redis::refusal::printable;
-use crate::backend::redis::{RedisBackend, Route, scripts};
+use crate::backend::redis::slots::SLOTS;
+use crate::backend::redis::{RedisBackend, Route, cluster, scripts};
 use crate::backend::{Failure, Later, Look};
 use crate::error::ErrorKind;
-use crate::looking::{ChangeSet, Cursor, Page, Pattern};
+use crate::looking::{ChangeSet, Cursor, Page, Pattern, Stand};
 use crate::protocol::ClientId;
 
 /// What one page asks a server to go through; a page has as many names at most, about.
@@ -52,7 +53,7 @@ impl RedisBackend {
     async fn asked(&self, into: &mut Examination, words: &[&str]) -> Result<Option<Value>, Failure> {
         let mut command = Cmd::new();
         command.arg(words);
-        match self.told(FIRST, words[0], command).await {
+        match self.told(words[0], command).await {
             Ok(value) => Ok(Some(value)),
             Err(Failure::No(error)) => {
                 into.refused.push((words.join(" "), error.to_string()));
@@ -62,37 +63,60 @@ impl RedisBackend {
         }
     }
 
-    /// A command on no key, to the server that serves this slot.
-    async fn told(&self, slot: u16, what: &str, command: Cmd) -> Result<Value, Failure> {
-        let way = self.way(slot).await?;
+    /// A command on no key, to a server.
+    async fn told(&self, what: &str, command: Cmd) -> Result<Value, Failure> {
+        // In a cluster one that is there answers as well as another.
+        let linked = match &self.route {
+            Route::Cluster(cluster) => cluster.linked_to(0..SLOTS),
+            Route::One(_) => None,
+        };
+        let way = match linked {
+            Some(way) => way,
+            None => self.way(FIRST).await?,
+        };
         let answered = self
-            .deliver(slot, way, || what.to_owned(), None, |_, _| command.clone())
+            .deliver(FIRST, way, || what.to_owned(), None, |_, _| command.clone())
             .await?;
         Ok(answered.value)
     }
 
     /// One page of the names that have a key of this type and with this suffix.
-    async fn scan(&self, like: String, kind: &str, suffix: &str, from: Cursor) -> Result<Page, Failure> {
+    async fn scan(&self, like: String, kind: &str, suffix: &str, from: &Cursor) -> Result<Page, Failure> {
+        let mut next = from.clone();
+        if next.listed.is_empty() {
+            next.listed = match &self.route {
+                Route::One(_) => vec![false],
+                Route::Cluster(_) => vec![false; usize::from(SLOTS)],
+            };
+        }
+        let way = self.to_be_listed(&mut next).await?;
+        let mut stand = next.stand.take().unwrap_or_else(|| Stand {
+            link: way.live.number,
+            at: 0,
+            covers: self.served_by(&way),
+        });
         let mut scan = ::redis::cmd("SCAN");
-        scan.arg(from.at)
+        scan.arg(stand.at)
             .arg("MATCH")
             .arg(like)
             .arg("COUNT")
             .arg(PAGE)
             .arg("TYPE")
             .arg(kind);
-        let slot = u16::try_from(from.node).unwrap_or(FIRST);
-        let value = self.told(slot, "SCAN", scan).await?;
-        let page = match value {
+        let what = || "SCAN".to_owned();
+        let answered = self
+            .deliver(FIRST, way.clone(), what, None, |_, _| scan.clone())
+            .await?;
+        let page = match answered.value {
             Value::Array(parts) => <[Value; 2]>::try_from(parts).ok(),
             _ => None,
         };
-        let Some([Value::BulkString(next), Value::Array(keys)]) = page else {
+        let Some([Value::BulkString(at), Value::Array(keys)]) = page else {
             return Err(Failure::No(
                 ErrorKind::Server("the server answered SCAN with something else than names".into()).into(),
             ));
         };
-        let next = std::str::from_utf8(&next).ok().and_then(|next| next.parse().ok());
+        let at = std::str::from_utf8(&at).ok().and_then(|at| at.parse().ok());
         let names = keys
             .iter()
             .filter_map(|key| match key {
@@ -101,14 +125,73 @@ impl RedisBackend {
             })
             .map(|(name, _)| name)
             .collect();
-        let next = match next {
-            Some(0) | None => self.next_server(slot).map(|slot| Cursor {
-                node: slot.into(),
-                at: 0,
-            }),
-            Some(at) => Some(Cursor { node: from.node, at }),
+        let through = match at {
+            Some(0) | None => true,
+            Some(at) => {
+                stand.at = at;
+                false
+            }
         };
-        Ok((names, next))
+        if through && let Route::Cluster(cluster) = &self.route {
+            // It knows best what it has lost meanwhile, and what it has given away in part.
+            let moving = cluster.hear_of_moves(&way).await.map_err(Failure::Unknown)?;
+            next.besides.remove(&cluster::place_of(&way));
+            for (slot, to) in moving {
+                // Keys that had gone there before it was gone through are there for good: once is enough.
+                if next.moving.insert(slot) {
+                    next.besides.insert(to);
+                }
+            }
+        }
+        let serves = self.served_by(&way);
+        for (covers, serves) in stand.covers.iter_mut().zip(serves) {
+            *covers &= serves;
+        }
+        if through {
+            for (listed, covers) in next.listed.iter_mut().zip(stand.covers) {
+                *listed |= covers;
+            }
+        } else {
+            next.stand = Some(stand);
+        }
+        let over = through && next.besides.is_empty() && next.listed.iter().all(|listed| *listed);
+        Ok((names, (!over).then_some(next)))
+    }
+
+    /// The way to the server where a listing goes on: to the one at which it stands, as long as its cursor is good; to another; and only if there is no
+    /// other to one that has no link, for which this waits.
+    async fn to_be_listed(&self, from: &mut Cursor) -> Result<Way, Failure> {
+        let Route::Cluster(cluster) = &self.route else {
+            let way = self.way(FIRST).await?;
+            from.stand = from.stand.take().filter(|stand| stand.link == way.live.number);
+            return Ok(way);
+        };
+        if let Some(stand) = from.stand.take()
+            && let Some(way) = cluster.link(stand.link)
+        {
+            from.stand = Some(stand);
+            return Ok(way);
+        }
+        let left = || (0..SLOTS).filter(|slot| !from.listed[usize::from(*slot)]);
+        if let Some(way) = cluster.linked_to(left()) {
+            return Ok(way);
+        }
+        if let Some(place) = from.besides.first() {
+            return cluster.way_by(place).await.ok_or_else(|| {
+                let (host, port) = place;
+                let what = format!("{host}:{port}, to which slots are being moved, can't be reached");
+                Failure::Unknown(ErrorKind::Unreachable(what).into())
+            });
+        }
+        self.way(left().next().unwrap_or(FIRST)).await
+    }
+
+    /// Which slots a server has; a single server is one.
+    fn served_by(&self, way: &Way) -> Vec<bool> {
+        match &self.route {
+            Route::One(_) => vec![true],
+            Route::Cluster(cluster) => cluster.served_by(way),
+        }
     }
 
     /// Several at once, each on its own: an error of one is in its place.
@@ -121,30 +204,22 @@ impl RedisBackend {
             .await;
         sent.map_err(|error| self.lost(way, &error))
     }
-
-    /// A slot of the next server, after the one that serves this slot, in the order of their first slots.
-    fn next_server(&self, after: u16) -> Option<u16> {
-        match &self.route {
-            Route::One(_) => None,
-            Route::Cluster(cluster) => cluster.next_server(after),
-        }
-    }
 }
 
 /// A slot of the first server; where there is only one, any.
 const FIRST: u16 = 0;
 
 impl Look for RedisBackend {
-    fn names<'a>(&'a self, pattern: &'a Pattern, from: Cursor) -> Later<'a, Result<Page, Failure>> {
+    fn names<'a>(&'a self, pattern: &'a Pattern, from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         Box::pin(self.scan(scripts::keys_like(pattern), "hash", "", from))
     }
 
-    fn lines(&self, from: Cursor) -> Later<'_, Result<Page, Failure>> {
+    fn lines<'a>(&'a self, from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         let like = format!("{}*}}{}*", scripts::LOCKS, scripts::LINE);
         Box::pin(self.scan(like, "zset", scripts::LINE, from))
     }
 
-    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<(), Failure>> {
+    fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<bool, Failure>> {
         Box::pin(async move {
             let mut commands = Pipeline::with_capacity(2);
             // Asked for twice it would be refused.
@@ -152,10 +227,22 @@ impl Look for RedisBackend {
             commands
                 .cmd("CLIENT")
                 .arg(&["TRACKING", "ON", "BCAST", "PREFIX", scripts::LOCKS]);
-            let mut server = Some(FIRST);
-            while let Some(slot) = server {
-                let way = self.way(slot).await?;
-                way.linker.observe(set);
+            let mut servers = match &self.route {
+                Route::One(_) => Vec::new(),
+                // One without a link is asked when it has one.
+                Route::Cluster(cluster) => cluster.linked(),
+            };
+            if servers.is_empty() {
+                servers.push(self.way(FIRST).await?);
+            }
+            let mut missed = false;
+            for way in servers {
+                missed |= way.linker.observe(set);
+                let mut tracks = way.live.tracks.lock().await;
+                if *tracks {
+                    continue;
+                }
+                missed = true;
                 let values = self.in_a_row(&way, &commands, 2).await?;
                 // Whoever else observes may have missed something in between.
                 way.linker.anything_changed();
@@ -164,17 +251,19 @@ impl Look for RedisBackend {
                         return Err(self.refused(&way, "CLIENT TRACKING", error).await);
                     }
                 }
-                server = self.next_server(slot);
+                *tracks = true;
             }
-            Ok(())
+            Ok(missed)
         })
     }
 
     fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {
         Box::pin(async move {
-            let way = self.way(FIRST).await?;
             // In a cluster they listen where they wait.
-            if self.is_cluster() || !way.live.trust || clients.is_empty() {
+            if self.is_cluster() || clients.is_empty() {
+                return Ok(vec![None; clients.len()]);
+            }
+            if !self.way(FIRST).await?.live.trust {
                 return Ok(vec![None; clients.len()]);
             }
             let mut command = ::redis::cmd("PUBSUB");
@@ -183,7 +272,7 @@ impl Look for RedisBackend {
                 command.arg(scripts::channel(*client));
             }
             // RESP3: still an array of pairs in a row; or a map, from a server to come.
-            let counts: Vec<Value> = match self.told(FIRST, "PUBSUB", command).await {
+            let counts: Vec<Value> = match self.told("PUBSUB", command).await {
                 Ok(Value::Array(values)) => values.into_iter().skip(1).step_by(2).collect(),
                 Ok(Value::Map(pairs)) => pairs.into_iter().map(|(_, count)| count).collect(),
                 Ok(_) | Err(Failure::No(_)) => Vec::new(),

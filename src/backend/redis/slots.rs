@@ -98,6 +98,8 @@ pub(super) struct View {
     pub(super) nodes: Vec<Place>,
     /// Who said so: its id. `None` where it did not tell.
     pub(super) by: Option<String>,
+    /// The slots whose keys it is moving away itself, and where to.
+    pub(super) moving: Vec<(u16, Place)>,
 }
 
 impl View {
@@ -105,9 +107,13 @@ impl View {
     /// by which address a client should reach it; the second, where it is to be had, the epochs. `None`: that is no such reply.
     pub(super) fn read(slots: &Value, nodes: &Value, asked: &Place) -> Option<Self> {
         let Value::Array(ranges) = slots else { return None };
-        let epochs = Epochs::read(nodes);
+        let nodes = text(nodes);
+        let lines = Line::read_all(&nodes);
+        let myself = lines.iter().find(|line| line.myself);
+        // Those that the first reply has, by the address that it has of them.
+        let mut named: Vec<(&[u8], Place)> = Vec::new();
         let mut view = View {
-            by: myself(nodes),
+            by: myself.map(|line| line.id.to_owned()),
             ..View::default()
         };
         for range in ranges {
@@ -129,13 +135,24 @@ impl View {
                         first,
                         last,
                         master: place.clone(),
-                        epoch: epochs.of(id),
+                        epoch: lines
+                            .iter()
+                            .find(|line| line.id.as_bytes() == id)
+                            .map_or(0, |line| line.epoch),
                     });
                 }
                 if !view.nodes.contains(&place) {
-                    view.nodes.push(place);
+                    view.nodes.push(place.clone());
+                    named.push((id, place));
                 }
             }
+        }
+        for (slot, to) in myself.into_iter().flat_map(|line| &line.moving) {
+            let named = named.iter().find(|(id, _)| *id == to.as_bytes());
+            let listed = lines.iter().find(|line| line.id == *to);
+            let place = named.map(|(_, place)| place);
+            let place = place.or(listed.and_then(|line| line.place.as_ref()));
+            view.moving.extend(place.map(|place| (*slot, place.clone())));
         }
         Some(view)
     }
@@ -172,22 +189,45 @@ fn read_node<'a>(value: &'a Value, asked: &Place) -> Option<(Place, &'a [u8])> {
     Some(((host, port), id))
 }
 
-/// Of each master, by its id.
-struct Epochs(Vec<(String, u64)>);
+/// What `CLUSTER NODES` says of one node.
+struct Line<'a> {
+    id: &'a str,
+    place: Option<Place>,
+    /// It is the one that was asked.
+    myself: bool,
+    epoch: u64,
+    /// Its slots that are being moved away, and the ids of the nodes to which. It says so of itself only.
+    moving: Vec<(u16, &'a str)>,
+}
 
-impl Epochs {
-    fn read(nodes: &Value) -> Self {
-        let line = |line: &str| {
-            let mut words = line.split(' ');
-            let id = words.next()?.to_owned();
-            Some((id, words.nth(5)?.parse().ok()?))
-        };
-        Self(text(nodes).lines().filter_map(line).collect())
+impl<'a> Line<'a> {
+    fn read_all(text: &'a str) -> Vec<Self> {
+        text.lines().filter_map(Self::read).collect()
     }
 
-    fn of(&self, id: &[u8]) -> u64 {
-        let known = self.0.iter().find(|(known, _)| known.as_bytes() == id);
-        known.map_or(0, |(_, epoch)| *epoch)
+    fn read(line: &'a str) -> Option<Self> {
+        // <id> <host>:<port>@<bus>,<name> <flags> <master> <ping> <pong> <epoch> <link> <slots…>
+        let words: Vec<&str> = line.split(' ').collect();
+        let [id, address, flags, _, _, _, epoch, ..] = words.as_slice() else {
+            return None;
+        };
+        let address = address.split('@').next().unwrap_or_default();
+        let place = address.rsplit_once(':').and_then(|(host, port)| {
+            let port = port.parse().ok().filter(|port| *port > 0)?;
+            (!host.is_empty()).then(|| (host.to_owned(), port))
+        });
+        // [93->-<id>] leaves, [77-<-<id>] comes.
+        let moving = words.iter().skip(8).filter_map(|word| {
+            let (slot, to) = word.strip_prefix('[')?.strip_suffix(']')?.split_once("->-")?;
+            Some((slot.parse().ok().filter(|slot| *slot < SLOTS)?, to))
+        });
+        Some(Self {
+            id,
+            place,
+            myself: flags.split(',').any(|flag| flag == "myself"),
+            epoch: epoch.parse().ok()?,
+            moving: moving.collect(),
+        })
     }
 }
 
@@ -293,7 +333,8 @@ mod tests {
         let nodes = bulk(
             "aa 10.0.0.2:7001@17001,host master - 0 1 12 connected 0-99\n\
              bb :7002@17002 slave aa 0 1 12 connected\n\
-             cc :7000@17000 myself,master - 0 0 3 connected 100 [100->-aa]\n\n",
+             cc :7000@17000 myself,master - 0 0 3 connected 100-101 [100->-aa] [101->-ee] [7-<-aa]\n\
+             ee 10.0.0.9:7009@17009 master - 0 0 4 connected\n\n",
         );
         let view = View::read(&slots, &nodes, &here()).unwrap();
         let claim = |first, last, host: &str, port, epoch| Claim {
@@ -312,6 +353,14 @@ mod tests {
         );
         assert_eq!(view.nodes.len(), 3);
         assert_eq!(view.by.as_deref(), Some("cc"));
+        assert_eq!(
+            view.moving,
+            [
+                (100, ("10.0.0.2".to_owned(), 7001)),
+                (101, ("10.0.0.9".to_owned(), 7009))
+            ],
+            "also to one that serves nothing yet, and not what comes"
+        );
         let forbidden = View::read(&slots, &Value::Nil, &here()).unwrap();
         assert_eq!(forbidden.claims[0].epoch, 0);
         assert_eq!(forbidden.by, None);
