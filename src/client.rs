@@ -1,5 +1,6 @@
 //! [`Relatch`]: connect, hand out locks, look at them, end.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -174,7 +175,8 @@ impl Relatch {
         self.client.backend.remarks()
     }
 
-    /// Who holds a name and who waits for it: at most 1,000 owners and 1,000 requests in line, the counts are whole.
+    /// Who holds a name and who waits for it: at most 1,000 owners and 1,000 requests in line; the counts are whole, and
+    /// [`holders_cut`](Inspection::holders_cut) and [`waiters_cut`](Inspection::waiters_cut) tell whether there are more.
     ///
     /// # Errors
     ///
@@ -272,7 +274,7 @@ impl Relatch {
     ///
     /// # Errors
     ///
-    /// As [`Names::next_page`].
+    /// As [`Names::next_page`]. When only a part of a cluster does not answer, the circles that the others show are told; it is an error if they show none.
     ///
     /// # Cancel safety
     ///
@@ -445,6 +447,19 @@ pub struct Inspection {
     pub holders: Vec<Holder>,
     /// Who waits, the next to write first, then the upgradable, then the readers, each in the order they asked.
     pub waiters: Vec<Waiting>,
+}
+
+impl Inspection {
+    /// Whether there are more who hold than `holders` has.
+    pub fn holders_cut(&self) -> bool {
+        let owners: HashSet<&Owner> = self.holders.iter().map(|held| &held.owner).collect();
+        self.holder_count > owners.len() as u64
+    }
+
+    /// Whether there are more who wait than `waiters` has.
+    pub fn waiters_cut(&self) -> bool {
+        self.waiter_count > self.waiters.len() as u64
+    }
 }
 
 /// A request in line.

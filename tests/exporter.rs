@@ -13,7 +13,7 @@ use std::process::Stdio;
 
 use relatch::{Owner, Relatch};
 use support::child::{Process, command};
-use support::{BOUND, RedisServer, eventually, eventually_async, free_port};
+use support::{BOUND, RedisCluster, RedisServer, eventually, eventually_async, free_port};
 
 struct Exporter {
     port: u16,
@@ -268,6 +268,39 @@ async fn a_server_that_is_away_is_told_as_down_and_the_exporter_goes_on() {
     let away = exporter.scrape().await;
     assert_eq!(away.get("relatch_server_up", &[]), Some(0.0));
     assert_eq!(away.get("relatch_server_names", &[]), None);
+}
+
+#[tokio::test]
+async fn what_the_masters_of_a_cluster_know_is_told_and_that_one_is_missing() {
+    let cluster = RedisCluster::start(3);
+    let relatch = Relatch::connect(&cluster.url()).await.unwrap();
+    let mut held = Vec::new();
+    for master in 0..3 {
+        let name = cluster.name_on(master, "it");
+        held.push(relatch.rwlock(&name).unwrap().read().await.unwrap());
+    }
+    // Quick to give up.
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("brisk.toml");
+    fs::write(&config, "response_timeout = \"400ms\"\npatience = \"1s\"\n").unwrap();
+    let exporter = Exporter::start(&cluster.url(), &["--config", config.to_str().unwrap()]).await;
+    let told = async || {
+        let seen = exporter.scrape().await;
+        let value = |name| seen.get(name, &[]);
+        (
+            value("relatch_server_up"),
+            value("relatch_server_incomplete"),
+            seen.get("relatch_server_holds", &[("mode", "read")]),
+        )
+    };
+    assert_eq!(told().await, (Some(1.0), Some(0.0), Some(3.0)));
+    cluster.node(2).stop();
+    assert_eq!(told().await, (Some(1.0), Some(1.0), Some(2.0)));
+    cluster.node(2).cont();
+    eventually_async(BOUND, "all of them", async || {
+        told().await == (Some(1.0), Some(0.0), Some(3.0))
+    })
+    .await;
 }
 
 fn expressions(value: &serde_json::Value, tell: &mut impl FnMut(&str)) {

@@ -172,6 +172,9 @@ impl Exporter {
         let mut families = Families::default();
         match self.look().await {
             Ok(seen) => {
+                if let Some(error) = &seen.missing {
+                    tell(&format!("not all: {error}"));
+                }
                 families.add("relatch_server_up", "Whether the server answered", &[], 1.0);
                 self.tell(&mut families, &seen);
             }
@@ -194,23 +197,61 @@ impl Exporter {
     async fn look(&self) -> Result<Seen, relatch::Error> {
         let mut pages = self.relatch.names(&self.pattern);
         let mut names = Vec::new();
-        while let Some(page) = pages.next_page().await? {
-            names.extend(page);
+        let (mut answered, mut missing) = (false, None);
+        loop {
+            match pages.next_page().await {
+                Ok(Some(page)) => {
+                    answered = true;
+                    names.extend(page);
+                }
+                Ok(None) => break,
+                // What the others of a cluster know is told.
+                Err(error) if answered && error.is_unreachable() => {
+                    missing = Some(error);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
         names.sort_unstable();
         let all = names.len();
         names.truncate(self.looks);
-        let seen = each(&self.relatch, names).await?;
+        let looked = names.len();
+        let found = each(&self.relatch, names).await?;
+        let missing = missing.or(found.missing);
         // One that waits is in no circle.
-        let waiting: u64 = seen.iter().map(|name| name.waiter_count).sum();
+        let waiting: u64 = found.seen.iter().map(|name| name.waiter_count).sum();
         let circles = match waiting {
-            0..2 => 0,
-            _ => self.relatch.deadlocks().await?.len(),
+            0..2 => Some(0),
+            _ => match self.relatch.deadlocks().await {
+                Ok(circles) => Some(circles.len()),
+                Err(error) if error.is_unreachable() => None,
+                Err(error) => return Err(error),
+            },
         };
-        Ok(Seen { seen, all, circles })
+        Ok(Seen {
+            seen: found.seen,
+            left_out: all - looked,
+            all,
+            circles,
+            missing,
+        })
     }
 
-    fn tell(&self, families: &mut Families, Seen { seen, all, circles }: &Seen) {
+    fn tell(&self, families: &mut Families, found: &Seen) {
+        let Seen {
+            seen,
+            all,
+            left_out,
+            circles,
+            missing,
+        } = found;
+        families.add(
+            "relatch_server_incomplete",
+            "Whether a part of a cluster did not answer: then all numbers are without it",
+            &[],
+            number(usize::from(missing.is_some())),
+        );
         let count = |wanted: &dyn Fn(&Inspection) -> bool| seen.iter().filter(|name| wanted(name)).count();
         families.add(
             "relatch_server_names",
@@ -222,7 +263,7 @@ impl Exporter {
             "relatch_server_names_left_out",
             "Names that were not looked at, as there are more than --looks",
             &[],
-            number(all - seen.len()),
+            number(*left_out),
         );
         families.add(
             "relatch_server_names_held",
@@ -281,12 +322,14 @@ impl Exporter {
             &[],
             number(gone.count()),
         );
-        families.add(
-            "relatch_server_deadlocks",
-            "Circles of owners that wait for each other",
-            &[],
-            number(*circles),
-        );
+        if let Some(circles) = circles {
+            families.add(
+                "relatch_server_deadlocks",
+                "Circles of owners that wait for each other",
+                &[],
+                number(*circles),
+            );
+        }
 
         let mut busy: Vec<&Inspection> = seen
             .iter()
@@ -330,7 +373,12 @@ struct Seen {
     seen: Vec<Inspection>,
     /// How many names there are.
     all: usize,
-    circles: usize,
+    /// How many of them were not looked at.
+    left_out: usize,
+    /// None if it can't be said.
+    circles: Option<usize>,
+    /// What does not answer, if a part of it does not.
+    missing: Option<relatch::Error>,
 }
 
 fn longest_hold(name: &Inspection) -> Option<Duration> {

@@ -11,15 +11,16 @@ pub(super) mod show;
 pub(super) mod trace;
 pub(super) mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
-use relatch::{ClientInfo, Inspection, Mode, Owner, Relatch};
+use relatch::{ClientInfo, Error, Inspection, Mode, Owner, Relatch};
 use serde::Serialize;
 
 use super::words::printable;
 
-pub(crate) const EXIT: &str = "Exit status: 0 all is well; 1 the answer is no (nobody holds, nothing was taken, something is wrong); 2 it could not run.";
+pub(crate) const EXIT: &str = "Exit status: 0 all is well; 1 the answer is no (nobody holds, nothing was taken, something is wrong, a part of a cluster does not answer); 2 it could not run.";
 
 /// How many names are looked at at once: enough that the way to the server does not count.
 const AT_ONCE: usize = 64;
@@ -209,25 +210,77 @@ pub(crate) fn time(at: SystemTime) -> String {
     std::panic::catch_unwind(|| humantime::format_rfc3339_millis(at).to_string()).unwrap_or_default()
 }
 
-/// Looks at every name that matches.
-async fn all(relatch: &Relatch, pattern: &str) -> Result<Vec<Inspection>, relatch::Error> {
-    let mut names = relatch.names(pattern);
-    let mut all = Vec::new();
-    while let Some(page) = names.next_page().await? {
-        all.extend(each(relatch, page).await?);
-    }
-    Ok(all)
+/// What was found, and why that may not be all: of several servers one does not answer.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) seen: Vec<Inspection>,
+    pub(super) missing: Option<Error>,
 }
 
-pub(super) async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Vec<Inspection>, relatch::Error> {
-    let mut looks = futures_util::stream::iter(names)
-        .map(|name| async move { relatch.inspect(&name).await })
-        .buffer_unordered(AT_ONCE);
-    let mut all = Vec::new();
-    while let Some(seen) = looks.next().await {
-        all.push(seen?);
+impl Found {
+    /// What is found of these, as well. Who has been waited for in vain once is not waited for again, not for long.
+    async fn and(&mut self, relatch: &Relatch, names: Vec<String>) -> Result<(), Error> {
+        let hurry = AtomicBool::new(self.missing.is_some());
+        let looks = names.into_iter().map(|name| {
+            let hurry = &hurry;
+            async move { in_time(hurry.load(Ordering::Relaxed), relatch.inspect(&name)).await }
+        });
+        let mut looks = futures_util::stream::iter(looks).buffer_unordered(AT_ONCE);
+        while let Some(look) = looks.next().await {
+            match look {
+                Some(Ok(seen)) => self.seen.push(seen),
+                Some(Err(error)) if error.is_unreachable() => {
+                    hurry.store(true, Ordering::Relaxed);
+                    self.missing.get_or_insert(error);
+                }
+                Some(Err(error)) => return Err(error),
+                None => {}
+            }
+        }
+        Ok(())
     }
-    Ok(all)
+}
+
+/// How long a server is waited for that did not answer the last time.
+const HURRY: Duration = Duration::from_millis(500);
+
+async fn in_time<T>(hurry: bool, answer: impl Future<Output = T>) -> Option<T> {
+    match hurry {
+        true => tokio::time::timeout(HURRY, answer).await.ok(),
+        false => Some(answer.await),
+    }
+}
+
+/// Looks at every name that matches. `missing`: what could not be seen the last time. An error if nobody answers at all.
+async fn all(relatch: &Relatch, pattern: &str, missing: Option<&Error>) -> Result<Found, Error> {
+    let mut names = relatch.names(pattern);
+    let mut all = Found::default();
+    let mut answered = false;
+    loop {
+        // The names of those that answer come first.
+        let failed = match (in_time(missing.is_some(), names.next_page()).await, missing) {
+            (Some(Ok(Some(page))), _) => {
+                answered = true;
+                all.and(relatch, page).await?;
+                continue;
+            }
+            (Some(Ok(None)), _) => return Ok(all),
+            (Some(Err(error)), _) => error,
+            (None, Some(missing)) => missing.clone(),
+            (None, None) => continue,
+        };
+        if !answered || !failed.is_unreachable() {
+            return Err(failed);
+        }
+        all.missing = Some(failed);
+        return Ok(all);
+    }
+}
+
+pub(super) async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Found, Error> {
+    let mut found = Found::default();
+    found.and(relatch, names).await?;
+    Ok(found)
 }
 
 /// By Ctrl-C, or by whoever ends a service.

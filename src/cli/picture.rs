@@ -190,11 +190,11 @@ impl Picture {
     }
 
     /// What goes on, of those that are not to be kept.
-    pub(crate) fn end_where(&mut self, at_us: u64, is_over: impl Fn(&str, &Whose) -> bool) {
+    pub(crate) fn end_where(&mut self, at_us: u64, is_over: impl Fn(&str, &Whose, Kind) -> bool) {
         let mut over: Vec<String> = self
             .open
             .iter()
-            .filter(|(key, (whose, ..))| is_over(key, whose))
+            .filter(|(key, (whose, kind, _))| is_over(key, whose, *kind))
             .map(|(key, _)| key.clone())
             .collect();
         // In an order that does not hang on a hasher.
@@ -211,7 +211,7 @@ impl Picture {
 
     /// The page. What goes on ends here.
     pub(crate) fn page(mut self, until_us: u64) -> anyhow::Result<String> {
-        self.end_where(until_us, |_, _| true);
+        self.end_where(until_us, |_, _, _| true);
         let data = serde_json::to_string(&Data {
             begun: self.begun_ms,
             until: until_us,

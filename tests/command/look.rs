@@ -8,7 +8,7 @@ use relatch::Owner;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{BOUND, RedisServer, eventually_blocking, free_port};
+use crate::support::{BOUND, RedisCluster, RedisServer, eventually_blocking, free_port};
 use crate::{Running, client, done, relatch, until_waiting};
 
 fn json_lines(out: &str) -> Vec<Value> {
@@ -360,6 +360,56 @@ fn events_go_on_when_the_server_was_away() {
     done(Some(&server.url()), &["run", "-w", "it", "sleep", "0.1"]).assert(0, "");
     run.until_it_says("out", "acquire   it  write");
     run.until_it_says("out", "release   it  write after");
+}
+
+/// Quick to give up on a server that does not answer.
+fn brisk(directory: &tempfile::TempDir, url: &str) -> String {
+    let file = directory.path().join("brisk.toml");
+    let brief = "\"400ms\"";
+    let text = format!(
+        "url = \"{url}\"\nresponse_timeout = {brief}\nconnect_timeout = {brief}\nidle_ping = {brief}\npatience = \"1s\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_master_down_the_others_are_told_and_that_they_are_not_all() {
+    let cluster = RedisCluster::start(3);
+    let directory = tempfile::tempdir().unwrap();
+    let config = brisk(&directory, &cluster.url());
+    let one = client(&cluster.url()).await;
+    let names: Vec<String> = (0..3).map(|master| cluster.name_on(master, "it")).collect();
+    let mut held = Vec::new();
+    for name in &names {
+        held.push(one.rwlock(name).unwrap().write().await.unwrap());
+    }
+    let listed = |done: &crate::Done| -> Vec<String> {
+        let text = |line: &Value| line["name"].as_str().unwrap().to_owned();
+        json_lines(&done.out).iter().map(text).collect()
+    };
+    let ls = ["ls", "--json", "--config", &config];
+    assert_eq!(listed(&done(None, &ls).assert(0, "")).len(), 3);
+    let run = Running::start(&cluster.url(), &["events", "--config", &config]);
+    run.until_it_says("err", "3 names are held");
+
+    cluster.node(0).stop();
+    let port = cluster.node(0).port().to_string();
+    let two = done(None, &ls).assert(1, "these are not all");
+    assert!(two.err.contains(&port), "{}", two.err);
+    assert_eq!(listed(&two).len(), 2);
+    assert!(!listed(&two).contains(&names[0]));
+    // Whoever began before goes on telling what can be seen, and nothing of what can't.
+    run.until_it_says("err", "trying on");
+    held.pop().unwrap().release().await.unwrap();
+    run.until_it_says("out", &format!("release   {}  write", names[2]));
+    assert!(!run.said("out").contains(&names[0]), "{}", run.said("out"));
+
+    cluster.node(0).cont();
+    run.until_it_says("err", "the server is back");
+    held.remove(0).release().await.unwrap();
+    run.until_it_says("out", &format!("release   {}  write", names[0]));
+    assert_eq!(listed(&done(None, &ls).assert(0, "")).len(), 1);
 }
 
 #[test]

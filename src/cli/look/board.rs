@@ -48,7 +48,12 @@ pub(crate) struct Board {
     due: BTreeSet<(Instant, String)>,
     /// Looked at all of them once.
     begun: bool,
+    /// Why not all of them are seen, if not all are, and when to look again.
+    missing: Option<(Error, Instant)>,
 }
+
+/// How soon all names are looked at again when some could not be seen.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// So much after a lease's end it has ended, whatever is rounded.
 const AFTER: Duration = Duration::from_millis(5);
@@ -65,7 +70,13 @@ impl Board {
             seen: BTreeMap::new(),
             due: BTreeSet::new(),
             begun: false,
+            missing: None,
         }
+    }
+
+    /// Why what is seen is not all there is, since the last look: a server, or a part of a cluster, does not answer. It is tried on.
+    pub(crate) fn missing(&self) -> Option<&Error> {
+        self.missing.as_ref().map(|(error, _)| error)
     }
 
     /// Whether names are looked at as they change, not only from time to time.
@@ -74,12 +85,13 @@ impl Board {
     }
 
     /// What is new since the last call: at first everything that is there. Not cancel safe: drop the board as well.
+    ///
+    /// That a server does not answer is an error only if nothing was seen before; later nothing is new then, and [`missing`](Self::missing) says why.
     pub(crate) async fn next(&mut self) -> Result<Vec<Look>, Error> {
         let changed = match &mut self.changes {
             Some(changes) => {
-                let due = self.due.first().map(|(at, _)| *at);
-                let lapse = async {
-                    match due {
+                let at = |at: Option<Instant>| async move {
+                    match at {
                         Some(at) => tokio::time::sleep_until(at.into()).await,
                         None => std::future::pending().await,
                     }
@@ -92,9 +104,10 @@ impl Board {
                             self.changes = None;
                             Some(Changed::Anything)
                         }
-                        Err(error) => return Err(error),
+                        Err(error) => return self.lacks(error),
                     },
-                    () = lapse => None,
+                    () = at(self.missing.as_ref().map(|(_, again)| *again)) => Some(Changed::Anything),
+                    () = at(self.due.first().map(|(due, _)| *due)) => None,
                 }
             }
             None => {
@@ -106,38 +119,51 @@ impl Board {
         };
         // The time before a look: what had a lease left then may have had less of it, never more.
         let at = Instant::now();
-        let found = match changed {
+        let (found, whole) = match changed {
             Some(Changed::Names(names)) => {
                 let wanted = names.into_iter().filter(|name| self.wanted.matches(name));
-                each(&self.relatch, wanted.collect()).await?
+                (each(&self.relatch, wanted.collect()).await?, false)
             }
             None => {
-                let now = Instant::now();
                 let mut names = Vec::new();
-                while self.due.first().is_some_and(|(at, _)| *at <= now) {
+                while self.due.first().is_some_and(|(due, _)| *due <= at) {
                     names.extend(self.due.pop_first().map(|(_, name)| name));
                 }
-                each(&self.relatch, names).await?
+                (each(&self.relatch, names).await?, false)
             }
             Some(_) => {
-                let mut found = all(&self.relatch, &self.pattern).await?;
-                // Those that are not listed any more have no key: they are idle now.
-                let listed: BTreeSet<&str> = found.iter().map(|seen| seen.name.as_str()).collect();
-                let gone = self
-                    .seen
-                    .keys()
-                    .filter(|name| !listed.contains(name.as_str()))
-                    .cloned();
-                let gone = each(&self.relatch, gone.collect()).await?;
-                found.extend(gone);
+                let mut found = match all(&self.relatch, &self.pattern, self.missing()).await {
+                    Err(error) if error.is_unreachable() => return self.lacks(error),
+                    found => found?,
+                };
+                // Those that are not listed any more have no key: they are idle now. Or their server does not answer: then they are as they were.
+                let listed: BTreeSet<&str> = found.seen.iter().map(|seen| seen.name.as_str()).collect();
+                let gone = self.seen.keys().filter(|name| !listed.contains(name.as_str()));
+                let gone = gone.cloned().collect();
+                found.and(&self.relatch, gone).await?;
                 self.begun = true;
-                found
+                (found, true)
             }
         };
+        match found.missing {
+            Some(error) => self.missing = Some((error, Instant::now() + AGAIN)),
+            None if whole => self.missing = None,
+            None => {}
+        }
         Ok(found
+            .seen
             .into_iter()
             .map(|what| self.keep(Seen { at, what }))
             .collect())
+    }
+
+    /// Nobody answers.
+    fn lacks(&mut self, error: Error) -> Result<Vec<Look>, Error> {
+        if !self.begun {
+            return Err(error);
+        }
+        self.missing = Some((error, Instant::now() + AGAIN));
+        Ok(Vec::new())
     }
 
     fn keep(&mut self, after: Seen) -> Look {

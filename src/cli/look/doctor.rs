@@ -432,11 +432,14 @@ async fn looking(report: &mut Report, relatch: &Relatch) {
             "`events` and `watch` look from time to time; to have them told, give the user +client|tracking",
         ),
     }
-    let seen = match all(relatch, "*").await {
-        Ok(seen) => seen,
+    let found = match all(relatch, "*", None).await {
+        Ok(found) => found,
         Err(error) => return report.failed(Level::Problem, "the names can't be listed", &error),
     };
-    let views: Vec<View> = seen.iter().map(View::of).collect();
+    if let Some(error) = &found.missing {
+        report.failed(Level::Problem, "not all names can be listed", error);
+    }
+    let views: Vec<View> = found.seen.iter().map(View::of).collect();
     let busy = views.iter().filter(|view| !view.is_idle()).count();
     let mut left = Vec::new();
     for view in &views {

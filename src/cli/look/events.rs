@@ -26,7 +26,8 @@ Tells what happens to names from now on, a line each, until it is interrupted:
   upgrade  an upgradable hold became a write   downgrade  a hold became a weaker one
 
 The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen. A server whose \
-access rules forbid CLIENT TRACKING is looked at every --poll instead, and what lasts for less than that is not seen.";
+access rules forbid CLIENT TRACKING is looked at every --poll instead, and what lasts for less than that is not seen. While more than 1,000 owners hold a name, or \
+more than 1,000 requests wait for it, only the first 1,000 are looked at: then no ends are told there, as nobody knows who is merely not among them.";
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -97,19 +98,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 break;
             }
         };
-        let looks = match looks {
-            Ok(looks) => looks,
+        let looks = looks?;
+        match board.missing() {
             // It comes back, or somebody ends this.
-            Err(error) if begun && error.is_unreachable() => {
-                if !std::mem::replace(&mut away, true) {
-                    tell(&format!("{error}; trying on"));
-                }
-                continue;
+            Some(error) if !std::mem::replace(&mut away, true) => tell(&format!("{error}; trying on")),
+            None if std::mem::take(&mut away) => {
+                tell("the server is back; what happened meanwhile is told as far as it can be seen now");
             }
-            Err(error) => return Err(error.into()),
-        };
-        if std::mem::take(&mut away) {
-            tell("the server is back; what happened meanwhile is told as far as it can be seen now");
+            _ => {}
         }
         if told && !board.is_told() {
             told = false;
@@ -189,7 +185,14 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
     };
     let ms = |time: Duration| u64::try_from(time.as_millis()).ok();
     let mut events = Vec::new();
-    let entered = |holder: &&Holder| !was_held.contains_key(holder.request.as_str());
+    // Lists are cut. Who is not on one any more may hold or wait on; who was there before the last look was not on that one.
+    let since = old.map_or(Duration::ZERO, |old| look.after.at.duration_since(old.at));
+    let holders_were_cut = old.is_some_and(|old| old.what.holders_cut());
+    let waiters_were_cut = old.is_some_and(|old| old.what.waiters_cut());
+    let entered = |holder: &&Holder| {
+        let unseen = holders_were_cut && holder.held_for > since;
+        !unseen && !was_held.contains_key(holder.request.as_str())
+    };
     // An upgrade is a new request in the place of an old one.
     let upgraded = |gone: &Holder| {
         gone.mode == Mode::Upgradable
@@ -208,7 +211,7 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
             events.push(held("downgrade", holder));
         }
     }
-    if let Some(old) = old {
+    if !new.holders_cut() {
         for gone in old_holders
             .iter()
             .filter(|gone| !is_held.contains_key(gone.request.as_str()))
@@ -216,7 +219,6 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
             if upgraded(gone) {
                 continue;
             }
-            let since = look.after.at.duration_since(old.at);
             // What is renewed is far from its end. What is gone at its end was not given back there, but lapsed.
             let event = if since + ROUNDED >= gone.lease_left {
                 "lapse"
@@ -252,21 +254,19 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
             Some(_) => "grant",
             None => "acquire",
         };
-        let after_ms = waiting.and_then(|waiting| {
-            ms(waiting.waited + old.map_or(Duration::ZERO, |old| look.after.at.duration_since(old.at)))
-        });
+        let after_ms = waiting.and_then(|waiting| ms(waiting.waited + since));
         events.push(Event {
             after_ms,
             ..held(event, holder)
         });
     }
     for waiting in &new.waiters {
-        if !waited.contains_key(waiting.request.as_str()) {
+        let unseen = waiters_were_cut && waiting.waited > since;
+        if !unseen && !waited.contains_key(waiting.request.as_str()) {
             events.push(waits("queue", waiting));
         }
     }
-    // Lists are cut; who is not on them may still wait.
-    if new.waiter_count == new.waiters.len() as u64 {
+    if !new.waiters_cut() && !new.holders_cut() {
         for waiting in old_waiters {
             let there = new.waiters.iter().any(|other| other.request == waiting.request);
             if !there && !is_held.contains_key(waiting.request.as_str()) {
@@ -275,4 +275,85 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
         }
     }
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use relatch::Relatch;
+
+    use super::super::board::Seen;
+    use super::*;
+
+    async fn seen(relatch: &Relatch) -> Seen {
+        let at = Instant::now();
+        let what = relatch.inspect("it").await.expect("it can be looked at");
+        Seen { at, what }
+    }
+
+    fn told(before: &Seen, after: &Seen) -> Vec<&'static str> {
+        let look = Look {
+            before: Some(before.clone()),
+            after: after.clone(),
+        };
+        let mut told: Vec<_> = between(&look).iter().map(|event| event.event).collect();
+        told.dedup();
+        told
+    }
+
+    #[tokio::test]
+    async fn who_is_cut_off_a_list_has_not_ended_and_who_comes_back_on_it_has_not_begun() {
+        let relatch = Relatch::embedded();
+        let lock = relatch.rwlock("it").expect("it is a name");
+        let read = |lease| lock.read().lease(Duration::from_secs(lease)).into_future();
+        let mut long = Vec::new();
+        for _ in 0..1000 {
+            long.push(read(600).await.expect("others read"));
+        }
+        let full = seen(&relatch).await;
+        // Those that lapse first come first.
+        let mut short = Vec::new();
+        for _ in 0..5 {
+            short.push(read(60).await.expect("others read"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let cut = seen(&relatch).await;
+        assert!(cut.what.holders_cut() && !full.what.holders_cut());
+        assert_eq!(told(&full, &cut), ["acquire"]);
+        for hold in short {
+            hold.release().await.expect("it is held");
+        }
+        let back = seen(&relatch).await;
+        assert_eq!(told(&cut, &back), ["release"]);
+
+        // The same in line: an upgradable stands before the readers that wait for a writer.
+        drop(long);
+        let writer = lock.write().await.expect("the readers have gone");
+        let mut waiting: Vec<_> = (0..1000).map(|_| tokio::spawn(read(600))).collect();
+        let in_line = async |count| {
+            while relatch
+                .inspect("it")
+                .await
+                .expect("it can be looked at")
+                .waiter_count
+                < count
+            {
+                tokio::task::yield_now().await;
+            }
+            seen(&relatch).await
+        };
+        let full = in_line(1000).await;
+        let upgradable = lock.upgradable_read().into_future();
+        waiting.push(tokio::spawn(async {
+            upgradable.await.map(|_| panic!("nobody leaves"))
+        }));
+        let cut = in_line(1001).await;
+        assert!(cut.what.waiters_cut() && !full.what.waiters_cut());
+        assert_eq!(told(&full, &cut), ["queue"]);
+        for waiting in waiting {
+            waiting.abort();
+        }
+        drop(writer);
+    }
 }

@@ -88,13 +88,21 @@ impl Sort {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let relatch = args.reach.connect().await?;
-    let mut views: Vec<View> = all(&relatch, &args.pattern)
-        .await?
+    let found = all(&relatch, &args.pattern, None).await?;
+    let mut views: Vec<View> = found
+        .seen
         .iter()
         .map(View::of)
         .filter(|view| args.all || !view.is_idle())
         .collect();
     let _ = relatch.close().await;
+    let outcome = match &found.missing {
+        Some(error) => {
+            tell(&format!("these are not all: {error}"));
+            Outcome::No
+        }
+        None => Outcome::Yes,
+    };
     args.sort.sort(&mut views);
     if args.json {
         let mut text = String::new();
@@ -108,14 +116,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             text.push('\n');
         }
         say(&text)?;
-        return Ok(Outcome::Yes);
+        return Ok(outcome);
     }
     if views.is_empty() {
         tell("no name is held or waited for");
-        return Ok(Outcome::Yes);
+        return Ok(outcome);
     }
     say(&lines(&tabulated(&views)))?;
-    Ok(Outcome::Yes)
+    Ok(outcome)
 }
 
 fn tabulated(views: &[View]) -> comfy_table::Table {

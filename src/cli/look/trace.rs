@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let over = tokio::time::sleep(args.length);
     let mut over = std::pin::pin!(over);
     let mut interrupted = std::pin::pin!(interrupted());
-    let (mut seen, mut away, mut told) = (false, false, (0, 0));
+    let (mut away, mut told) = (false, (0, 0));
     let mut ticks = tokio::time::interval(TELLS);
     'watching: loop {
         let looks = {
@@ -83,19 +83,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 }
             }
         };
-        match looks {
-            Ok(looks) => {
-                seen = true;
-                away = false;
-                looks.iter().for_each(|look| tracer.look(look));
-            }
+        looks?.iter().for_each(|look| tracer.look(look));
+        match board.missing() {
             // It comes back, or the time is over.
-            Err(error) if seen && error.is_unreachable() => {
-                if !std::mem::replace(&mut away, true) {
-                    tell(&format!("{error}; trying on"));
-                }
-            }
-            Err(error) => return Err(error.into()),
+            Some(error) if !std::mem::replace(&mut away, true) => tell(&format!("{error}; trying on")),
+            None => away = false,
+            Some(_) => {}
         }
     }
     let until = tracer.at(Duration::ZERO);
@@ -163,8 +156,63 @@ impl Tracer {
         }
         let now = self.at(late);
         let name = &seen.name;
-        self.picture.end_where(now, |request, whose| {
-            whose.group == *name && !here.contains(request)
+        // Lists are cut: who is not on them may go on.
+        let (holders_cut, waiters_cut) = (seen.holders_cut(), seen.waiters_cut());
+        let goes_on = |kind: Kind| match kind {
+            Kind::Wait => waiters_cut || holders_cut,
+            _ => holders_cut,
+        };
+        self.picture.end_where(now, |request, whose, kind| {
+            whose.group == *name && !here.contains(request) && !goes_on(kind)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relatch::Relatch;
+
+    use super::super::board::Seen;
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_cut_off_a_list_goes_on_in_the_picture() {
+        let relatch = Relatch::embedded();
+        let lock = relatch.rwlock("it").expect("it is a name");
+        let read = |lease| lock.read().lease(Duration::from_secs(lease)).into_future();
+        let mut tracer = Tracer {
+            picture: Picture::new("it", None),
+            begun: Instant::now(),
+        };
+        let mut look = async || {
+            let what = relatch.inspect("it").await.expect("it can be looked at");
+            let at = Instant::now();
+            tracer.look(&Look {
+                before: None,
+                after: Seen { at, what },
+            });
+            tracer.picture.count()
+        };
+        let mut holds = Vec::new();
+        for _ in 0..1000 {
+            holds.push(read(600).await.expect("others read"));
+        }
+        assert_eq!(look().await, (1000, 0));
+        // Those that lapse first come first.
+        for _ in 0..5 {
+            holds.push(read(60).await.expect("others read"));
+        }
+        assert_eq!(look().await, (1005, 0));
+        holds.truncate(10);
+        while relatch
+            .inspect("it")
+            .await
+            .expect("it can be looked at")
+            .holder_count
+            > 10
+        {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(look().await, (10, 995));
     }
 }

@@ -52,9 +52,8 @@ pub(crate) struct Args {
 
 /// What the tasks around the screen tell it.
 enum News {
-    Looks(Vec<Seen>),
-    /// The server is away; it is tried on.
-    Away(String),
+    /// And why that is not all, if it is not: the server, or a part of a cluster, is away. It is tried on.
+    Looks(Vec<Seen>, Option<String>),
     /// Nothing more will come.
     Failed(anyhow::Error),
     Key(KeyEvent),
@@ -103,8 +102,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             match told {
                 None => break Some(Ok(Outcome::Yes)),
                 Some(News::Failed(error)) => break Some(Err(error)),
-                Some(News::Looks(looks)) => screen.see(looks),
-                Some(News::Away(why)) => screen.status = Some((true, why)),
+                Some(News::Looks(looks, missing)) => screen.see(looks, missing),
                 Some(News::Revoked(what)) => screen.status = Some((false, what)),
                 // It may be as large as it was again, and have lost what stood on it. (`clear` would ask the terminal where its cursor is, and
                 // the thread that reads keys would get the answer.)
@@ -157,8 +155,12 @@ async fn look(relatch: Relatch, pattern: String, poll: Duration, news: mpsc::Unb
     let mut board = Board::new(relatch, &pattern, poll);
     loop {
         let told = match board.next().await {
-            Ok(looks) => News::Looks(looks.into_iter().map(|look| look.after).collect()),
-            Err(error) if error.is_unreachable() => News::Away(error.to_string()),
+            Ok(looks) => News::Looks(
+                looks.into_iter().map(|look| look.after).collect(),
+                board.missing().map(ToString::to_string),
+            ),
+            // It was there when this began: it will be again.
+            Err(error) if error.is_unreachable() => News::Looks(Vec::new(), Some(error.to_string())),
             Err(error) => News::Failed(error.into()),
         };
         let over = matches!(told, News::Failed(_));
@@ -274,10 +276,12 @@ impl Screen {
         }
     }
 
-    fn see(&mut self, looks: Vec<Seen>) {
-        self.begun = true;
-        if self.status.as_ref().is_some_and(|(trouble, _)| *trouble) {
-            self.status = None;
+    fn see(&mut self, looks: Vec<Seen>, missing: Option<String>) {
+        self.begun |= missing.is_none() || !looks.is_empty();
+        match missing {
+            Some(why) => self.status = Some((true, why)),
+            None if self.status.as_ref().is_some_and(|(trouble, _)| *trouble) => self.status = None,
+            None => {}
         }
         for seen in looks {
             if seen.is_idle() && seen.what.fence.is_none() {
