@@ -15,6 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::client::{Waiting, ask};
@@ -410,14 +411,14 @@ async fn look_around(core: &Core, patience: Duration) -> Result<(Seen, Option<Er
     Ok((seen, missing.or(unseen)))
 }
 
+/// All of it at once: while the youngest finds out whom to name it still stands in line, and the next youngest gives up if that takes long.
 async fn tell(core: &Core, circle: &[Step]) -> Circle {
-    let mut waits = Vec::new();
-    for (at, step) in circle.iter().enumerate() {
+    let said = circle.iter().enumerate().filter(|(at, step)| {
         // Of those that stand behind each other in one line the first and the last say enough.
         let last = at + 1 == circle.len();
-        if !last && at > 0 && step.held.is_none() && circle[at - 1].held.is_none() {
-            continue;
-        }
+        last || *at == 0 || step.held.is_some() || circle[at - 1].held.is_some()
+    });
+    let waits = said.map(|(_, step)| async move {
         let held = Snapshot {
             holding: step.held.iter().cloned().collect(),
             ..Snapshot::default()
@@ -426,15 +427,15 @@ async fn tell(core: &Core, circle: &[Step]) -> Circle {
             waiters(core, std::slice::from_ref(&step.waiting)),
             holders(core, &held)
         );
-        if let Some(waiting) = waiting.pop() {
-            waits.push(CircleWait {
-                name: step.name.as_str().into(),
-                waiting,
-                holder: holder.pop(),
-            });
-        }
+        Some(CircleWait {
+            name: step.name.as_str().into(),
+            waiting: waiting.pop()?,
+            holder: holder.pop(),
+        })
+    });
+    Circle {
+        waits: join_all(waits).await.into_iter().flatten().collect(),
     }
-    Circle { waits }
 }
 
 /// Every circle there is now.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use relatch::{Builder, Circle, Embedded, Error, Mode, Owner, Relatch};
-use support::{BOUND, RedisServer, eventually_async};
+use support::{BOUND, Proxy, RedisServer, eventually_async};
 use tokio::task::JoinHandle;
 
 enum World {
@@ -226,6 +226,79 @@ async fn the_acquisition_that_closes_a_circle_is_refused_and_no_other() {
             (0, 0),
             "nothing is left of it"
         );
+    }
+}
+
+/// In a ring, all at the same time: each closes it as much as any other.
+async fn only_one_of_a_ring_gives_up(clients: &[Relatch], size: usize) {
+    let owners: Vec<Owner> = (0..size).map(|_| Owner::new()).collect();
+    let mut holds = Vec::new();
+    for (at, owner) in owners.iter().enumerate() {
+        let lock = clients[at % clients.len()].rwlock(&format!("ring {at}")).unwrap();
+        holds.push(async move { lock.write().owner(owner).await.unwrap() });
+    }
+    let holds = futures_util::future::join_all(holds).await;
+    let waits = holds.into_iter().enumerate().map(|(at, hold)| {
+        let lock = clients[at % clients.len()].rwlock(&format!("ring {}", (at + 1) % size));
+        let (lock, owner) = (lock.unwrap(), owners[at].clone());
+        tokio::spawn(async move {
+            let got = lock.write().owner(&owner).await.map(drop);
+            drop(hold);
+            got
+        })
+    });
+    let waits: Vec<Wait> = waits.collect();
+    let mut refused = 0;
+    for wait in waits {
+        match ended(wait).await {
+            Ok(()) => {}
+            Err(error) if error.is_deadlock() => {
+                assert_eq!(error.circle().unwrap().waits.len(), size);
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(refused, 1, "of {size}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_those_that_close_a_circle_at_the_same_time_one_gives_up() {
+    for world in both() {
+        let clients = [world.careful().await, world.careful().await];
+        for size in [2, 2, 2, 3, 5] {
+            only_one_of_a_ring_gives_up(&clients, size).await;
+        }
+    }
+}
+
+/// While the youngest finds out whom to name it stands in line, and others wait for it to give up.
+#[tokio::test]
+async fn a_large_circle_is_named_in_a_few_round_trips() {
+    const SIZE: usize = 20;
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    let near = Relatch::connect(&server.url()).await.unwrap();
+    let far = Relatch::connect(&proxy.url()).await.unwrap();
+    let owners: Vec<Owner> = (0..SIZE).map(|_| Owner::new()).collect();
+    let (mut holds, mut all) = (Vec::new(), Vec::new());
+    for (at, owner) in owners.iter().enumerate() {
+        let lock = near.rwlock(&format!("ring {at}")).unwrap();
+        holds.push(lock.write().owner(owner).await.unwrap());
+    }
+    for (at, hold) in holds.into_iter().enumerate() {
+        let next = format!("ring {}", (at + 1) % SIZE);
+        all.push(waits(&near, &owners[at], &next, Mode::Write, hold).await);
+    }
+    proxy.delay(Duration::from_millis(100));
+    let begun = Instant::now();
+    let circle = only(&far).await;
+    assert_eq!(circle.waits.len(), SIZE);
+    // The names, a look, another, and who they are. One after the other it would be more than 20.
+    let trips = begun.elapsed().as_millis() / 200;
+    assert!(trips < 12, "{trips} round trips");
+    for wait in all {
+        wait.abort();
     }
 }
 
