@@ -213,15 +213,15 @@ impl<'a> Acquiring<'a> {
 
     /// It holds. From here on the hold is watched; in the caller's span, as the acquisition is over before it.
     pub(crate) fn granted(mut self, held: &Held) {
-        let wait = held.granted.since(self.begun);
+        let wait = || held.granted.since(self.begun);
         if !self.span.is_disabled() {
             self.span.record("fence", held.fence);
             self.span.record("depth", held.depth());
         }
-        self.end(Outcome::Granted, wait);
         #[cfg(feature = "metrics")]
-        by_mode!(histogram, "relatch_wait_seconds", self.mode).record(wait);
+        by_mode!(histogram, "relatch_wait_seconds", self.mode).record(wait());
         held.begin(Life::new(self.mode, held, wait));
+        self.end(Outcome::Granted, || held.granted);
     }
 
     /// It is told by another.
@@ -267,20 +267,16 @@ impl<'a> Acquiring<'a> {
     }
 
     fn end_now(&mut self, outcome: Outcome) {
-        // Nobody is told: then the clock is not asked, either.
-        let wait = if self.span.is_disabled() {
-            Duration::ZERO
-        } else {
-            self.clock.now().since(self.begun)
-        };
-        self.end(outcome, wait);
+        let clock = self.clock;
+        self.end(outcome, || clock.now());
     }
 
-    fn end(&mut self, outcome: Outcome, wait: Duration) {
+    /// Where nobody is told the clock is not asked, either.
+    fn end(&mut self, outcome: Outcome, at: impl FnOnce() -> Moment) {
         self.ended = true;
         if !self.span.is_disabled() {
             self.span.record("outcome", outcome.as_str());
-            self.span.record("wait_ms", millis(wait));
+            self.span.record("wait_ms", millis(at().since(self.begun)));
         }
         #[cfg(feature = "metrics")]
         outcome.count(self.mode);
@@ -330,7 +326,8 @@ pub(crate) struct Life {
     pub(crate) flow: Flow,
     pub(crate) mode: Mode,
     since: Moment,
-    span: Span,
+    /// None where nobody listens: then a hold is no larger for it.
+    span: Option<Box<Span>>,
 }
 
 /// How a hold ended, as its guard sees it.
@@ -358,48 +355,49 @@ impl End {
 }
 
 impl Life {
-    fn new(mode: Mode, held: &Held, wait: Duration) -> Self {
+    fn new(mode: Mode, held: &Held, wait: impl FnOnce() -> Duration) -> Self {
         #[cfg(feature = "metrics")]
         by_mode!(gauge, "relatch_holds", mode).increment(1);
+        let span = tracing::debug_span!(
+            "relatch.hold",
+            name = held.name.as_str(),
+            mode = mode.as_str(),
+            owner = %held.owner(),
+            label = label(&held.label),
+            fence = held.fence,
+            depth = held.depth(),
+            wait_ms = millis(wait()),
+            end = Empty,
+            held_ms = Empty,
+        );
         Self {
             flow: Flow::current(),
             mode,
             since: held.granted,
-            span: tracing::debug_span!(
-                "relatch.hold",
-                name = held.name.as_str(),
-                mode = mode.as_str(),
-                owner = %held.owner(),
-                label = label(&held.label),
-                fence = held.fence,
-                depth = held.depth(),
-                wait_ms = millis(wait),
-                end = Empty,
-                held_ms = Empty,
-            ),
+            span: (!span.is_disabled()).then(|| Box::new(span)),
         }
     }
 
     /// The same hold, in another mode from now on.
     pub(crate) fn turned(self, mode: Mode, held: &Held, clock: &Clock) -> Self {
         let flow = self.flow;
-        self.end(End::Turned, clock);
+        self.end(|| End::Turned, clock);
         Self {
             flow,
             since: clock.now(),
-            ..Self::new(mode, held, Duration::ZERO)
+            ..Self::new(mode, held, || Duration::ZERO)
         }
     }
 
-    pub(crate) fn end(self, how: End, clock: &Clock) {
+    pub(crate) fn end(self, how: impl FnOnce() -> End, clock: &Clock) {
         #[cfg(not(feature = "metrics"))]
-        if self.span.is_disabled() {
+        if self.span.is_none() {
             return;
         }
         let held = clock.now().since(self.since);
-        if !self.span.is_disabled() {
-            self.span.record("end", how.as_str());
-            self.span.record("held_ms", millis(held));
+        if let Some(span) = &self.span {
+            span.record("end", how().as_str());
+            span.record("held_ms", millis(held));
         }
         #[cfg(feature = "metrics")]
         {

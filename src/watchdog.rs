@@ -116,8 +116,7 @@ impl Held {
     fn end_life(&self, otherwise: End, clock: &Clock) {
         let life = self.life.lock().take();
         if let Some(life) = life {
-            let cause = *self.end.lock();
-            life.end(cause.map_or(otherwise, End::Lost), clock);
+            life.end(|| self.end.lock().map_or(otherwise, End::Lost), clock);
         }
     }
 
