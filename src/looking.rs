@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::backend::{Failure, Later, Look};
+use crate::clock::Moment;
 use crate::core::{Core, Handle};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::Name;
@@ -316,7 +317,8 @@ pub struct Changes {
     begun: bool,
     /// Servers are to be asked (again) to tell.
     stale: bool,
-    /// There was no link, the last time.
+    /// When it is looked next whether there is a link, and whether there was none the last time.
+    look_at: Moment,
     troubled: bool,
 }
 
@@ -329,12 +331,14 @@ impl fmt::Debug for Changes {
 impl Changes {
     pub(crate) fn new(client: Arc<Handle>) -> Self {
         let relinks = client.backend.relinks();
+        let look_at = client.clock.now().plus(LOOKS);
         Self {
             client,
             set: Arc::default(),
             relinks,
             begun: false,
             stale: true,
+            look_at,
             troubled: false,
         }
     }
@@ -368,19 +372,22 @@ impl Changes {
                 self.troubled = false;
                 self.set.anything();
             }
+            // Nothing is told over a link that is down, not even that. Others may tell so much that nobody ever waits.
+            let now = core.clock.now();
+            if self.look_at <= now {
+                self.look_at = now.plus(LOOKS);
+                if let Some(error) = core.backend.trouble() {
+                    self.troubled = true;
+                    return Err(error);
+                }
+            }
             if let Some(changed) = self.set.take() {
                 return Ok(changed);
             }
             tokio::select! {
                 () = self.set.grew.notified() => {}
                 Ok(()) = self.relinks.changed() => self.stale = true,
-                // Nothing is told over a link that is down, not even that.
-                () = core.clock.sleep_until(core.clock.now().plus(LOOKS)) => {
-                    if let Some(error) = core.backend.trouble() {
-                        self.troubled = true;
-                        return Err(error);
-                    }
-                }
+                () = core.clock.sleep_until(self.look_at) => {}
             }
         }
     }

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::Outcome;
-use super::look::{each, interrupted};
+use super::look::{each, in_time, interrupted};
 use super::reach::{Reach, duration};
 use super::words::tell;
 
@@ -68,6 +68,8 @@ struct Exporter {
     names: usize,
     looks: usize,
     last: Mutex<Option<(Instant, Bytes)>>,
+    /// Why the last look did not see all: then the next does not wait for it again.
+    missing: Mutex<Option<relatch::Error>>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
@@ -82,6 +84,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         names: args.names,
         looks: args.looks,
         last: Mutex::default(),
+        missing: Mutex::default(),
     });
     tell(&format!(
         "http://{}/metrics",
@@ -197,22 +200,30 @@ impl Exporter {
     async fn look(&self) -> Result<Seen, relatch::Error> {
         let mut pages = self.relatch.names(&self.pattern);
         let mut names = Vec::new();
+        let mut before = self.missing.lock().await;
         let (mut answered, mut missing) = (false, None);
         loop {
-            match pages.next_page().await {
-                Ok(Some(page)) => {
+            match (in_time(before.is_some(), pages.next_page()).await, &*before) {
+                (Some(Ok(Some(page))), _) => {
                     answered = true;
                     names.extend(page);
                 }
-                Ok(None) => break,
+                (Some(Ok(None)), _) => break,
                 // What the others of a cluster know is told.
-                Err(error) if answered && error.is_unreachable() => {
+                (Some(Err(error)), _) if answered && error.is_unreachable() => {
                     missing = Some(error);
                     break;
                 }
-                Err(error) => return Err(error),
+                (Some(Err(error)), _) => return Err(error),
+                (None, Some(error)) if !answered => return Err(error.clone()),
+                (None, before) => {
+                    missing.clone_from(before);
+                    break;
+                }
             }
         }
+        before.clone_from(&missing);
+        drop(before);
         names.sort_unstable();
         let all = names.len();
         names.truncate(self.looks);
@@ -222,6 +233,8 @@ impl Exporter {
         // One that waits is in no circle.
         let waiting: u64 = found.seen.iter().map(|name| name.waiter_count).sum();
         let circles = match waiting {
+            // That would wait for it once more.
+            _ if missing.is_some() => None,
             0..2 => Some(0),
             _ => match self.relatch.deadlocks().await {
                 Ok(circles) => Some(circles.len()),

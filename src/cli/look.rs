@@ -244,7 +244,7 @@ impl Found {
 /// How long a server is waited for that did not answer the last time.
 const HURRY: Duration = Duration::from_millis(500);
 
-async fn in_time<T>(hurry: bool, answer: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn in_time<T>(hurry: bool, answer: impl Future<Output = T>) -> Option<T> {
     match hurry {
         true => tokio::time::timeout(HURRY, answer).await.ok(),
         false => Some(answer.await),
