@@ -59,9 +59,11 @@ impl Terminal {
     }
 
     pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        // Both at once: what is drawn for the new size must not be read by a screen of the old.
+        let mut screen = self.screen.lock();
         self.pty.resize(Size::new(rows, columns)).unwrap();
         let (rows, columns) = (NonZeroU16::new(rows).unwrap(), NonZeroU16::new(columns).unwrap());
-        self.screen.lock().screen_mut().set_size(rows, columns);
+        screen.screen_mut().set_size(rows, columns);
     }
 
     pub(crate) fn shows(&self) -> String {
