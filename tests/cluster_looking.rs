@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use relatch::{Changed, Changes, Mode, Owner, Relatch};
 use support::{BOUND, RedisCluster, RedisServer, eventually_async};
 
-/// Three masters that nobody kills.
+/// Three masters that nobody kills, and whose links nobody cuts.
 static SHARED: LazyLock<RedisCluster> = LazyLock::new(|| RedisCluster::start(3));
 
 /// How long a master of these tests is silent before the others take it for dead, and how long a failover may take on a loaded machine.
@@ -116,9 +116,10 @@ async fn names_of_all_masters_are_listed_once_and_looked_at() {
 
 #[tokio::test]
 async fn changes_on_all_masters_are_told_also_by_a_link_that_was_made_anew() {
-    let cluster = &*SHARED;
-    let (relatch, other) = (client(cluster).await, client(cluster).await);
-    let names = on_each(cluster, "changes");
+    // Of its own, as it cuts everybody's links.
+    let cluster = RedisCluster::start(3);
+    let (relatch, other) = (client(&cluster).await, client(&cluster).await);
+    let names = on_each(&cluster, "changes");
     let (mut changes, mut second) = (relatch.changes(), relatch.changes());
     for changes in [&mut changes, &mut second] {
         assert_eq!(soon(changes.next()).await.unwrap(), Changed::Anything);
