@@ -161,17 +161,60 @@ impl Running {
     }
 }
 
+/// A test that fails may leave a command that nobody ends: the keeper, stopped as well, can't.
+impl Drop for Running {
+    fn drop(&mut self) {
+        end_session(self.process.pid());
+        self.process.kill();
+    }
+}
+
+/// Kills whatever was started in the session that this process leads.
+fn end_session(leader: u32) {
+    for pid in processes(|stat| stat.session == leader) {
+        send(pid, Signal::KILL);
+    }
+}
+
+/// Of a process, as far as it matters here.
+struct Stat {
+    parent: u32,
+    session: u32,
+}
+
+/// All that there are; none where the system does not tell.
+fn processes(which: impl Fn(&Stat) -> bool) -> Vec<Pid> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+        // State, parent, group, session.
+        let mut fields = stat.rsplit(") ").next()?.split(' ').skip(1);
+        let stat = Stat {
+            parent: fields.next()?.parse().ok()?,
+            session: fields.nth(1)?.parse().ok()?,
+        };
+        which(&stat).then_some(())?;
+        process.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)
+    })
+    .collect()
+}
+
 fn read(path: &Path) -> String {
     text(&fs::read(path).unwrap_or_default())
 }
 
+/// In a letter, where the system tells.
+fn state(pid: Pid) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.ok()?.rsplit(") ").next()?.chars().next()
+}
+
 /// Whether a process runs; one that ended and was not waited for does not.
 fn runs(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    match stat {
-        Ok(stat) => !stat.rsplit(") ").next().unwrap().starts_with(['Z', 'X']),
-        Err(_) if Path::new("/proc/self/stat").exists() => false,
-        Err(_) => rustix::process::test_kill_process(pid).is_ok(),
+    match state(pid) {
+        Some(state) => !matches!(state, 'Z' | 'X'),
+        None if Path::new("/proc/self/stat").exists() => false,
+        None => rustix::process::test_kill_process(pid).is_ok(),
     }
 }
 
@@ -197,4 +240,26 @@ async fn until_waiting(relatch: &Relatch, name: &str, count: u64) {
             .is_ok_and(|seen| seen.waiter_count == count)
     })
     .await;
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_test_that_fails_leaves_no_process_behind() {
+    let server = support::RedisServer::start();
+    let script = "trap '' TERM HUP; echo $$ > pid; sleep 100";
+    let mut run = Running::start(&server.url(), &["run", "-w", "it", "--", "sh", "-c", script]);
+    let (leader, command) = (run.process.pid(), run.pid("pid"));
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        run.process.stop();
+        // Whoever else would have ended it: the keeper.
+        for child in processes(|stat| stat.parent == leader) {
+            if child != command {
+                send(child, Signal::KILL);
+                until_gone(child);
+            }
+        }
+        std::panic::resume_unwind(Box::new("a test fails"));
+    }));
+    assert!(failed.is_err());
+    until_gone(command);
 }

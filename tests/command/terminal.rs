@@ -111,6 +111,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
+        crate::end_session(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -4,7 +4,7 @@
 //! without anything in the background, and ends with this value.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
@@ -18,6 +18,8 @@ use crate::support::{eventually_blocking, free_port};
 
 /// A browser may take long to start on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Nor is one that hangs waited for to end.
+const CLOSES: Duration = Duration::from_secs(10);
 
 pub(crate) struct Browser {
     port: u16,
@@ -79,41 +81,44 @@ impl Browser {
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        let answer = self.try_ask(method, path, body, PATIENCE);
+        let value = answer.unwrap_or_else(|error| panic!("chromedriver answers nothing to {path}: {error}"));
+        assert!(value["error"].is_null(), "{path}: {value:#}");
+        value
+    }
+
+    fn try_ask(&self, method: &str, path: &str, body: &Value, patience: Duration) -> io::Result<Value> {
         let body = if method == "POST" {
             body.to_string()
         } else {
             String::new()
         };
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("chromedriver listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("it is not zero");
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(patience))?;
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             self.port,
             body.len()
-        )
-        .expect("chromedriver reads");
+        )?;
         // It does not close the connection, whatever it is told: the answer is as long as it says.
         let mut reader = BufReader::new(stream);
         let (mut line, mut length) = (String::new(), 0);
         loop {
             line.clear();
-            reader.read_line(&mut line).expect("chromedriver answers");
+            reader.read_line(&mut line)?;
             match line.trim_end().split_once(':') {
                 Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.trim().parse().expect("a length");
+                    length = value.trim().parse().map_err(io::Error::other)?;
                 }
                 None if line.trim_end().is_empty() => break,
                 _ => {}
             }
         }
         let mut answer = vec![0; length];
-        reader.read_exact(&mut answer).expect("chromedriver answers");
-        let answer = String::from_utf8_lossy(&answer);
-        let answer: Value = serde_json::from_str(&answer).expect("JSON");
-        let value = answer["value"].clone();
-        assert!(value["error"].is_null(), "{path}: {value:#}");
-        value
+        reader.read_exact(&mut answer)?;
+        let mut answer: Value = serde_json::from_slice(&answer)?;
+        Ok(answer["value"].take())
     }
 
     fn tell(&self, what: &str, body: &Value) -> Value {
@@ -194,10 +199,13 @@ impl Browser {
     }
 }
 
+/// Also when a test has failed: the browser is not the driver's child alone, and would stay.
 impl Drop for Browser {
     fn drop(&mut self) {
-        if !self.session.is_empty() && !std::thread::panicking() {
-            self.ask("DELETE", &format!("/session/{}", self.session), &Value::Null);
+        if !self.session.is_empty() {
+            let session = format!("/session/{}", self.session);
+            // One that does not answer has been told all the same.
+            let _ = self.try_ask("DELETE", &session, &Value::Null, CLOSES);
         }
     }
 }
