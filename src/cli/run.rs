@@ -57,7 +57,7 @@ const NOT_FOUND: u8 = 127;
 pub(crate) const EXIT: &str = "\
 Exit status: the command's own; 128 + n if signal n ended it. Otherwise:
   120  with --if-free: somebody holds it; the command was not started
-  121  the hold was lost, or about to be, and the command was ended
+  121  a hold was lost, or about to be: the command was ended, or not started
   122  the server could not be reached; the command was not started
   123  refused: the owner would wait for itself, or the server said no
   124  not granted within --timeout; the command was not started
@@ -323,8 +323,17 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
             quiet: args.quiet || args.if_free,
         };
         let acquired = tokio::select! {
-            acquired = acquired => acquired,
+            acquired = acquired => acquired.map_err(Failure::of),
             never = waiting.tell() => match never {},
+            // All or none: what the command is to have together is given back together.
+            (at, cause) = first_lost(&holds) => Err(Failure {
+                status: LOST,
+                why: anyhow!(
+                    "the hold on {:?} was lost while {:?} was waited for ({cause}); the command was not started",
+                    printable(holds[at].name()),
+                    printable(name)
+                ),
+            }),
             got = until_ended(&mut signals) => {
                 drop(holds);
                 close(&relatch).await;
@@ -340,7 +349,7 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
                 status: BUSY,
                 why: anyhow!("{:?} is not free{}", printable(name), waiting.who().await),
             },
-            Err(error) => Failure::of(error),
+            Err(failure) => failure,
         };
         drop(holds);
         close(&relatch).await;
@@ -415,6 +424,23 @@ fn label(args: &Args) -> String {
         end -= 1;
     }
     label[..end].to_owned()
+}
+
+/// Which of them is lost, and how, one after the other.
+fn losses(holds: &[Held]) -> FuturesUnordered<impl Future<Output = (usize, LostCause)> + use<>> {
+    let lost = |(at, held): (usize, &Held)| {
+        let lost = held.lost();
+        async move { (at, lost.await) }
+    };
+    holds.iter().enumerate().map(lost).collect()
+}
+
+/// The first of them that is lost.
+async fn first_lost(holds: &[Held]) -> (usize, LostCause) {
+    match losses(holds).next().await {
+        Some(lost) => lost,
+        None => std::future::pending().await,
+    }
 }
 
 /// The first signal that would have ended us.
@@ -510,8 +536,12 @@ async fn supervise(
     let Some(pid) = pid else {
         return Err(anyhow!("{program} has no process id").into());
     };
-    start::until_it_waits(pid).await;
     let target = Target { pid, group };
+    // Before it waits: what waits for somebody who is dead is ended.
+    if let Some(keeper) = &mut keeper {
+        keeper.watch(target);
+    }
+    start::until_it_waits(pid).await;
     let mut watch = Watch {
         target,
         grace: args.grace,
@@ -520,11 +550,8 @@ async fn supervise(
         lost: false,
     };
     let due = watch.look(holds);
-    if let Some(keeper) = &mut keeper {
-        keeper.watch(target);
-        if let Some(schedule) = due {
-            keeper.at(schedule);
-        }
+    if let (Some(keeper), Some(schedule)) = (&mut keeper, due) {
+        keeper.at(schedule);
     }
     // Now it becomes the command.
     target.send(Signal::CONT);
@@ -579,14 +606,7 @@ impl Watch {
         signals: &mut UnboundedReceiver<Got>,
         mut keeper: Option<&mut Keeper>,
     ) -> std::io::Result<ExitStatus> {
-        let mut losses: FuturesUnordered<_> = holds
-            .iter()
-            .enumerate()
-            .map(|(at, held)| {
-                let lost = held.lost();
-                async move { (at, lost.await) }
-            })
-            .collect();
+        let mut losses = losses(holds);
         loop {
             let due = self.look(holds);
             if let (Some(keeper), Some(schedule)) = (keeper.as_deref_mut(), due) {
@@ -688,12 +708,14 @@ impl Watch {
 pub(crate) const LONG: &str = "\
 Runs a command while it holds locks, and gives them back when it has ended.
 
-With several names they are taken in the order of their text, so that no two such commands wait for each other. A `relatch run` inside the command re-enters what the \
+With several names they are taken in the order of their text, so that no two such commands wait for each other; all or none: if one is lost while the next is \
+waited for, all are given back. A `relatch run` inside the command re-enters what the \
 outer one holds, as it finds its owner in RELATCH_OWNER; two of them side by side inside it do not exclude each other, being one owner.
 
 If the hold can't be renewed, or is revoked, the command gets TERM, and KILL after a grace, before anybody else can hold it. So it is also when this process is \
 killed or stopped: a second one sees to it. Away from a terminal the command leads a process group, and all of it is ended; at a terminal only the command itself \
-is: have a script `exec` what must not outlive it. HUP, INT, QUIT, TERM, USR1, USR2, WINCH, TSTP and CONT are passed on; what a terminal sends the command gets from the terminal.";
+is: have a script `exec` what must not outlive it. HUP, INT, QUIT, TERM, USR1, USR2, WINCH, TSTP and CONT are passed on; what a terminal sends the command gets from the terminal. A signal that another process sends \
+to the whole group at a terminal (kill -- -GROUP) reaches the command twice: from there, and passed on.";
 
 /// For the list of what is documented together.
 pub(crate) fn help() -> String {

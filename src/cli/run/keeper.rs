@@ -4,7 +4,8 @@
 //! nothing. It is in a group of its own, out of reach of a terminal and of whoever kills the first one's group.
 //!
 //! Lines on its stdin: `child <pid> <group: 0 or 1>`; `at <ask_ns> <kill_ns>`, by the clock of `stop`, as often as that changes, with `-` for a command that was
-//! asked already; `end` when the command has ended. An end without `end` means that the first is dead.
+//! asked already; `end` when the command has ended. An end without `end` means that the first is dead. There is a `child` before its first `at`: until then it
+//! stands still.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -171,7 +172,10 @@ pub(crate) fn keep() -> u8 {
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 // The first is dead, and with it whoever renews.
                 (orphaned, sure) = (true, true);
-                let (Some(watched), Some(schedule)) = (&command, &mut schedule) else {
+                let Some(watched) = &command else { return acted };
+                let Some(schedule) = &mut schedule else {
+                    // It has not become the command yet, and never will.
+                    watched.send(Signal::KILL);
                     return acted;
                 };
                 if watched.is_there() {

@@ -1,7 +1,8 @@
 //! Starting a command such that it never runs unwatched.
 //!
 //! Between the moment when a process exists and the moment when the keeper knows of it this one may be killed or stopped. So what is started first is this
-//! program again: it stands still until the keeper has been told of it, and only then becomes the command.
+//! program again: it stands still until the keeper has been told of it and of its time, and only then becomes the command. The keeper ends one that stands still
+//! for somebody who is dead.
 
 use std::ffi::OsString;
 use std::io;
@@ -55,9 +56,9 @@ pub(super) async fn until_it_waits(child: Pid) {
 
 /// The process that becomes the command. Returns a status if it does not.
 pub(crate) fn start(args: &Args) -> u8 {
-    // Whoever started us goes on with us, or is dead: then the system continues us, or somebody does.
-    let stopped = kill_process(getpid(), Signal::STOP);
-    if stopped.is_err() || getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(args.parent) {
+    let has_parent = || getppid().map(|pid| pid.as_raw_nonzero().get()) == Some(args.parent);
+    // Whoever started us goes on with us, or is dead: then nobody does, before we stand still, or the keeper ends us, or the system continues us.
+    if !has_parent() || kill_process(getpid(), Signal::STOP).is_err() || !has_parent() {
         return NOT_STARTED;
     }
     let program = &args.command[0];
