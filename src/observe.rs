@@ -58,7 +58,10 @@ pub(crate) fn describe() {
         "Leases that were to be renewed, by outcome"
     );
     describe_counter!("relatch_lost_total", "Holds that were lost, by cause");
-    describe_counter!("relatch_reconnects_total", "Links that were made anew");
+    describe_counter!(
+        "relatch_reconnects_total",
+        "Links made anew; in a cluster, how often something came to be heard over another link"
+    );
 }
 #[cfg(not(feature = "metrics"))]
 pub(crate) fn describe() {}

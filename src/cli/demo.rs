@@ -29,7 +29,7 @@ use self::referee::{Counts, Referee, now_us};
 use self::report::{Ending, Process, Report};
 use self::worker::{Crew, Desk, Workers};
 use super::Outcome;
-use super::picture::Picture;
+use super::picture::{Picture, Place};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::process::reads;
@@ -105,11 +105,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let folders = catalogue.folders().len();
     let mut referee = Referee::new(catalogue);
     let begun_us = now_us();
-    if let Some(page) = &args.html {
-        let picture = || Picture::new("relatch demo", Some(begun_us / 1000));
-        // Before anybody waits for it: can it be written at all?
-        picture().write(0, page)?;
-        referee.picture = Some((picture(), begun_us));
+    let page = args.html.as_deref().map(Place::find).transpose()?;
+    if page.is_some() {
+        referee.picture = Some((Picture::new("relatch demo", Some(begun_us / 1000)), begun_us));
     }
     let referee = Arc::new(Mutex::new(referee));
     let progress = Progress::new(args.seconds);
@@ -169,7 +167,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     progress.clear();
 
     let mut referee = referee.lock();
-    if let (Some(page), Some((picture, begun_us))) = (&args.html, referee.picture.take()) {
+    if let (Some(page), Some((picture, begun_us))) = (&page, referee.picture.take()) {
         picture.write(now_us().saturating_sub(begun_us), page)?;
     }
     let report = Report {

@@ -3,7 +3,7 @@
 //! A scrape costs a server little, however often it is made and by however many: what was seen is kept for `--interval`, at most `--looks` names are
 //! looked at, and at most `--names` of them, those with the longest lines, have series of their own. What is left out is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,12 +18,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use relatch::{Inspection, Mode, Relatch};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::Outcome;
-use super::look::{each, in_time, interrupted};
-use super::reach::{Reach, duration};
+use super::look::{each, in_time, interrupted, refusal};
+use super::reach::{Reach, interval};
 use super::words::tell;
 
 pub(crate) const LONG: &str = "\
@@ -41,10 +42,10 @@ pub(crate) struct Args {
     #[arg(default_value = "*", hide_default_value = true)]
     pattern: String,
     /// Where to listen
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9188")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address, default_value = "127.0.0.1:9188")]
     listen: SocketAddr,
     /// For how long what was seen is told again
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "5s")]
     interval: Duration,
     /// At most so many names have series of their own: those with the longest lines
     #[arg(long, value_name = "N", default_value_t = 20)]
@@ -56,10 +57,18 @@ pub(crate) struct Args {
     reach: Reach,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "it is not an address and a port; write 127.0.0.1:9188, 0.0.0.0:9188 or [::]:9188".into()
+    })
+}
+
 /// So many ask at once; others wait.
 const CONNECTIONS: usize = 32;
 /// Whoever has not said what it wants by then is not waited for.
 const HEADERS: Duration = Duration::from_secs(5);
+/// Nor is whoever has not taken its answer by then. Longer than anybody waits for a scrape.
+const ANSWERED: Duration = Duration::from_secs(30);
 
 struct Exporter {
     relatch: Relatch,
@@ -70,6 +79,8 @@ struct Exporter {
     last: Mutex<Option<(Instant, Bytes)>>,
     /// Why the last look did not see all: then the next does not wait for it again.
     missing: Mutex<Option<relatch::Error>>,
+    /// Names that could not be looked at the last time.
+    refused: parking_lot::Mutex<BTreeSet<String>>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
@@ -85,6 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         looks: args.looks,
         last: Mutex::default(),
         missing: Mutex::default(),
+        refused: parking_lot::Mutex::default(),
     });
     tell(&format!(
         "http://{}/metrics",
@@ -112,16 +124,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         };
         let exporter = exporter.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let exporter = exporter.clone();
-                async move { Ok::<_, Infallible>(exporter.answer(request).await) }
-            });
-            // Whoever breaks off has had enough.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            exporter.serve(stream).await;
             drop(place);
         });
     }
@@ -130,6 +133,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
 }
 
 impl Exporter {
+    /// Answers one request.
+    async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = service_fn(|request| {
+            let exporter = self.clone();
+            async move { Ok::<_, Infallible>(exporter.answer(request).await) }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        // Whoever breaks off has had enough.
+        let _ = tokio::time::timeout(ANSWERED, served).await;
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, kind, body) = match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => (
@@ -228,8 +246,17 @@ impl Exporter {
         let all = names.len();
         names.truncate(self.looks);
         let looked = names.len();
-        let found = each(&self.relatch, names).await?;
+        let found = each(&self.relatch, names).await?.or_refused()?;
+        let left_out = all - looked + found.refused.len();
         let missing = missing.or(found.missing);
+        let mut told = BTreeSet::new();
+        for (name, error) in found.refused {
+            if !self.refused.lock().contains(&name) {
+                tell(&refusal(&name, &error));
+            }
+            told.insert(name);
+        }
+        *self.refused.lock() = told;
         // One that waits is in no circle.
         let waiting: u64 = found.seen.iter().map(|name| name.waiter_count).sum();
         let circles = match waiting {
@@ -238,13 +265,14 @@ impl Exporter {
             0..2 => Some(0),
             _ => match self.relatch.deadlocks().await {
                 Ok(circles) => Some(circles.len()),
-                Err(error) if error.is_unreachable() => None,
+                // What can't be looked at may be part of one.
+                Err(error) if error.is_unreachable() || error.is_server() => None,
                 Err(error) => return Err(error),
             },
         };
         Ok(Seen {
             seen: found.seen,
-            left_out: all - looked,
+            left_out,
             all,
             circles,
             missing,
@@ -274,7 +302,7 @@ impl Exporter {
         );
         families.add(
             "relatch_server_names_left_out",
-            "Names that were not looked at, as there are more than --looks",
+            "Names that were not looked at: more than --looks, or the server says no to them",
             &[],
             number(*left_out),
         );
@@ -325,15 +353,23 @@ impl Exporter {
             &[],
             seconds(seen.iter().filter_map(longest_wait).max()),
         );
-        let gone = seen
-            .iter()
-            .flat_map(|name| &name.holders)
-            .filter(|held| held.connected == Some(false));
+        let holds = || seen.iter().flat_map(|name| &name.holders);
+        let gone = holds().filter(|held| held.connected == Some(false)).count();
+        let unknown = holds().filter(|held| held.connected.is_none()).count();
+        // Where nothing is known, none would be a guess.
+        if unknown == 0 || unknown < holds().count() {
+            families.add(
+                "relatch_server_holds_of_gone_clients",
+                "Holds whose process is not connected",
+                &[],
+                number(gone),
+            );
+        }
         families.add(
-            "relatch_server_holds_of_gone_clients",
-            "Holds whose process is not connected",
+            "relatch_server_holds_of_unknown_clients",
+            "Holds of which it is not known whether their process is connected",
             &[],
-            number(gone.count()),
+            number(unknown),
         );
         if let Some(circles) = circles {
             families.add(
@@ -443,5 +479,45 @@ impl Families {
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{lines}");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// How long an exporter is kept by somebody who says this, and then neither says nor reads anything.
+    async fn kept(says: &str) -> Duration {
+        let exporter = Arc::new(Exporter {
+            relatch: Relatch::embedded(),
+            pattern: "*".into(),
+            interval: Duration::ZERO,
+            names: 1,
+            looks: 1,
+            last: Mutex::default(),
+            missing: Mutex::default(),
+            refused: parking_lot::Mutex::default(),
+        });
+        // Less than any answer.
+        let (mut theirs, ours) = tokio::io::duplex(64);
+        let begun = tokio::time::Instant::now();
+        let serving = tokio::spawn(exporter.serve(ours));
+        theirs.write_all(says.as_bytes()).await.expect("it is read");
+        serving.await.expect("it does not panic");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_does_not_ask_or_does_not_take_the_answer_is_cut_off() {
+        for says in ["", "GET /met", "GET /metrics HTTP/1.1\r\nHost: it\r\n"] {
+            let kept = kept(says).await;
+            assert!(kept <= HEADERS + Duration::from_secs(1), "{says:?} {kept:?}");
+        }
+        let request = "GET /metrics HTTP/1.1\r\nHost: it\r\n\r\n";
+        assert_eq!(kept(request).await.as_secs(), ANSWERED.as_secs());
+        let body = "POST /metrics HTTP/1.1\r\nHost: it\r\nContent-Length: 1000\r\n\r\nno more";
+        assert!(kept(body).await <= ANSWERED + Duration::from_secs(1));
     }
 }

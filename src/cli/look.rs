@@ -18,7 +18,7 @@ use futures_util::StreamExt as _;
 use relatch::{ClientInfo, Error, Inspection, Mode, Owner, Relatch};
 use serde::Serialize;
 
-use super::words::printable;
+use super::words::{nobody, printable};
 
 pub(crate) const EXIT: &str = "Exit status: 0 all is well; 1 the answer is no (nobody holds, nothing was taken, something is wrong, a part of a cluster does not answer); 2 it could not run.";
 
@@ -118,8 +118,7 @@ impl Process {
             (Some(program), Some(pid), Some(host)) => {
                 format!("{} (pid {pid}) on {}{gone}", printable(program), printable(host))
             }
-            _ if self.connected == Some(true) => "a process that has not said who it is".into(),
-            _ => "a process that is gone".into(),
+            _ => nobody(self.connected).into(),
         }
     }
 }
@@ -204,10 +203,18 @@ impl View {
     }
 }
 
-/// As everybody reads it.
+/// As everybody reads it. Before 1970, or after 9999, there is no such text.
 pub(crate) fn time(at: SystemTime) -> String {
-    // Before 1970 or after 9999 there is no such text.
-    std::panic::catch_unwind(|| humantime::format_rfc3339_millis(at).to_string()).unwrap_or_default()
+    match at.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) if since.as_secs() < YEAR_10000 => humantime::format_rfc3339_millis(at).to_string(),
+        _ => String::new(),
+    }
+}
+
+const YEAR_10000: u64 = 253_402_300_800;
+
+pub(super) fn refusal(name: &str, error: &Error) -> String {
+    format!("{:?} can't be looked at: {error}", printable(name))
 }
 
 /// What was found, and why that may not be all: of several servers one does not answer.
@@ -215,24 +222,41 @@ pub(crate) fn time(at: SystemTime) -> String {
 pub(super) struct Found {
     pub(super) seen: Vec<Inspection>,
     pub(super) missing: Option<Error>,
+    /// The server says no to these names: a key of theirs is another program's, say. Nothing else is hidden by that.
+    pub(super) refused: Vec<(String, Error)>,
 }
 
 impl Found {
+    /// If it says no to all of them, that is no name's fault.
+    pub(super) fn or_refused(mut self) -> Result<Self, Error> {
+        match self.refused.pop() {
+            Some((_, error)) if self.seen.is_empty() && self.missing.is_none() => Err(error),
+            last => {
+                self.refused.extend(last);
+                Ok(self)
+            }
+        }
+    }
+
     /// What is found of these, as well. Who has been waited for in vain once is not waited for again, not for long.
     async fn and(&mut self, relatch: &Relatch, names: Vec<String>) -> Result<(), Error> {
         let hurry = AtomicBool::new(self.missing.is_some());
         let looks = names.into_iter().map(|name| {
             let hurry = &hurry;
-            async move { in_time(hurry.load(Ordering::Relaxed), relatch.inspect(&name)).await }
+            async move {
+                let look = in_time(hurry.load(Ordering::Relaxed), relatch.inspect(&name)).await;
+                (look, name)
+            }
         });
         let mut looks = futures_util::stream::iter(looks).buffer_unordered(AT_ONCE);
-        while let Some(look) = looks.next().await {
+        while let Some((look, name)) = looks.next().await {
             match look {
                 Some(Ok(seen)) => self.seen.push(seen),
                 Some(Err(error)) if error.is_unreachable() => {
                     hurry.store(true, Ordering::Relaxed);
                     self.missing.get_or_insert(error);
                 }
+                Some(Err(error)) if error.is_server() => self.refused.push((name, error)),
                 Some(Err(error)) => return Err(error),
                 None => {}
             }
@@ -264,7 +288,7 @@ async fn all(relatch: &Relatch, pattern: &str, missing: Option<&Error>) -> Resul
                 all.and(relatch, page).await?;
                 continue;
             }
-            (Some(Ok(None)), _) => return Ok(all),
+            (Some(Ok(None)), _) => return all.or_refused(),
             (Some(Err(error)), _) => error,
             (None, Some(missing)) => missing.clone(),
             (None, None) => continue,
@@ -295,4 +319,18 @@ pub(crate) async fn interrupted() -> std::io::Result<()> {
     }
     #[cfg(not(unix))]
     tokio::signal::ctrl_c().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_shows_no_time() {
+        let at = |seconds| time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(1_795_276_902), "2026-11-21T16:01:42.000Z");
+        assert_eq!(at(YEAR_10000 - 1), "9999-12-31T23:59:59.000Z");
+        assert_eq!(at(YEAR_10000), "");
+        assert_eq!(time(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "");
+    }
 }

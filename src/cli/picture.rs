@@ -5,8 +5,10 @@
 //! Nothing that others wrote is taken for markup: it reaches the page as JSON, without a `<`, and from there only as text.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use relatch::Mode;
@@ -232,9 +234,88 @@ impl Picture {
         Ok(format!("{}{data}{rest}", head.replace("TITLE", &title)))
     }
 
-    pub(crate) fn write(self, until_us: u64, to: &Path) -> anyhow::Result<()> {
+    /// What stood there before is replaced at once, when all of it is written.
+    pub(crate) fn write(self, until_us: u64, to: &Place) -> anyhow::Result<()> {
         let page = self.page(until_us)?;
-        fs::write(to, page).with_context(|| format!("{} can't be written", to.display()))
+        to.write(page.as_bytes())
+            .with_context(|| format!("{} can't be written", to.shown.display()))
+    }
+}
+
+/// Where a page is to be written.
+pub(crate) struct Place {
+    /// As it was typed.
+    shown: PathBuf,
+    /// The file, where links have led to.
+    file: PathBuf,
+    /// The page is written there first, and renamed; `None` for what can't be replaced: a pipe, a terminal.
+    beside: Option<PathBuf>,
+}
+
+impl Place {
+    /// Before anybody waits for it: can it be written at all? What stands there is left as it is.
+    pub(crate) fn find(shown: &Path) -> anyhow::Result<Self> {
+        Self::of(shown)
+            .and_then(|mut place| place.try_it().map(|()| place))
+            .with_context(|| format!("{} can't be written", shown.display()))
+    }
+
+    fn try_it(&mut self) -> io::Result<()> {
+        // A directory is replaced by nothing, whoever may write beside it.
+        if self.file.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let Some(beside) = &self.beside else { return Ok(()) };
+        // What may not be written to is not to be replaced, either.
+        let there = self.file.exists();
+        if there {
+            drop(OpenOptions::new().write(true).open(&self.file)?);
+        }
+        match File::create(beside) {
+            Ok(_) => fs::remove_file(beside),
+            // It may be written to, but nothing beside it.
+            Err(_) if there => {
+                self.beside = None;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of(shown: &Path) -> io::Result<Self> {
+        let file = fs::canonicalize(shown).unwrap_or_else(|_| shown.to_owned());
+        let whole = fs::metadata(&file).map_or(true, |found| found.is_file());
+        let beside = if whole {
+            let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            let mut beside = OsString::from(".");
+            beside.push(name);
+            beside.push(format!(".{}.tmp", std::process::id()));
+            Some(file.with_file_name(beside))
+        } else {
+            None
+        };
+        Ok(Self {
+            shown: shown.to_owned(),
+            file,
+            beside,
+        })
+    }
+
+    fn write(&self, page: &[u8]) -> io::Result<()> {
+        let Some(beside) = &self.beside else {
+            return fs::write(&self.file, page);
+        };
+        let written = fs::write(beside, page).and_then(|()| {
+            // Whoever could read the old one can read the new one.
+            if let Ok(old) = fs::metadata(&self.file) {
+                fs::set_permissions(beside, old.permissions())?;
+            }
+            // A file that is mounted can be written, not replaced.
+            fs::rename(beside, &self.file).or_else(|_| fs::copy(beside, &self.file).map(drop))
+        });
+        // Where it was renamed there is nothing.
+        let _ = fs::remove_file(beside);
+        written
     }
 }
 
@@ -254,6 +335,42 @@ mod tests {
         assert!(page.contains("<title>&lt;b&gt;&amp;</title>"));
         assert_eq!(page.matches("</script>").count(), 2);
         assert!(page.contains("\\u003c/script>\\u003cscript>alert(1)\\u003c/script>DATA TITLE"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_page_that_stands_there_is_replaced_by_a_whole_one_or_not_at_all() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let folder = tempfile::tempdir().expect("the system has a directory for temporary files");
+        let (page, link) = (folder.path().join("page.html"), folder.path().join("link.html"));
+        fs::write(&page, "the old page").expect("it can be written");
+        fs::set_permissions(&page, fs::Permissions::from_mode(0o640)).expect("it is ours");
+        symlink(&page, &link).expect("links can be made");
+        let place = Place::find(&link).expect("it can be written");
+        let read = || fs::read_to_string(&page).unwrap_or_default();
+        let files = || fs::read_dir(folder.path()).map_or(0, Iterator::count);
+        assert_eq!((read().as_str(), files()), ("the old page", 2));
+        // Once it is begun, the old one is there until the new one is.
+        let reader = File::open(&page).expect("it is there");
+        Picture::new("it", None)
+            .write(1000, &place)
+            .expect("it can be written");
+        assert!(read().contains("<title>it</title>"));
+        assert_eq!(io::read_to_string(reader).expect("it is text"), "the old page");
+        let mode = fs::metadata(&page).map(|found| found.permissions().mode() & 0o777);
+        assert_eq!(mode.ok(), Some(0o640));
+        assert!(link.is_symlink() && files() == 2, "nothing is left beside it");
+
+        // What is not a file is written to, not replaced.
+        let null = Place::find(Path::new("/dev/null")).expect("it can be written");
+        assert!(null.beside.is_none());
+        Picture::new("it", None)
+            .write(0, &null)
+            .expect("it can be written");
+        for wrong in ["/no/such/folder/page.html", "/", ""] {
+            assert!(Place::find(Path::new(wrong)).is_err(), "{wrong}");
+        }
+        assert!(Place::find(folder.path()).is_err());
     }
 
     #[test]

@@ -33,12 +33,14 @@ impl Reach {
         let file = self
             .config
             .clone()
+            .filter(|path| !path.as_os_str().is_empty())
             .or_else(|| by_default().filter(|path| path.exists()));
         let mut config = match &file {
             Some(path) => read(path)?,
             None => Config::default(),
         };
-        if let Some(url) = &self.redis {
+        // A variable that is empty says nothing.
+        if let Some(url) = self.redis.as_ref().filter(|url| !url.is_empty()) {
             config.url = Some(url.clone());
         }
         match config.url.as_deref() {
@@ -101,11 +103,22 @@ fn read(path: &Path) -> anyhow::Result<Config> {
 
 /// `10s`, `1h 30m`, or a number of seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok();
-    match seconds {
-        Some(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
-        None => {
-            humantime::parse_duration(text).map_err(|error| format!("{error}; write 10s, 1500ms or 1h 30m"))
+    let time = match text.parse::<f64>() {
+        Ok(seconds) if seconds < 0.0 => Err("it is negative".to_owned()),
+        Ok(seconds) => {
+            Duration::try_from_secs_f64(seconds).map_err(|_| "nothing lasts for so long".to_owned())
         }
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    };
+    time.map_err(|error| format!("{error}; write 10s, 1500ms or 1h 30m"))
+}
+
+/// How often to look at a server: no more often than that does it any good.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        short if short < LEAST => Err(format!("it is too often: at least {}ms", LEAST.as_millis())),
+        interval => Ok(interval),
     }
 }
+
+const LEAST: Duration = Duration::from_millis(10);

@@ -16,7 +16,7 @@ use relatch::simulate::{Fault, Flaw, Options, Run, Tally, hexadecimal};
 use serde::Serialize;
 
 use super::Outcome;
-use super::picture::{Picture, simulated};
+use super::picture::{Place, simulated};
 
 pub(crate) const EXIT: &str = "\
 Exit status: 0 every promise was kept; 1 one was broken; 2 it could not run.
@@ -118,10 +118,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         flaw: args.flaw,
         ..Options::default()
     };
-    if let Some(page) = &args.html {
-        // Before anybody waits for it: can it be written at all?
-        Picture::new("relatch simulate", None).write(0, page)?;
-    }
+    let page = args.html.as_deref().map(Place::find).transpose()?;
     let progress = progress(seeds);
     let begun = Instant::now();
     let until = args.seconds.map(|seconds| begun + Duration::from_secs(seconds));
@@ -168,7 +165,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         // Once more, written down: it is the same run.
         report.broken = Some(relatch::simulate::run(broken, record));
     }
-    if let Some(page) = &args.html {
+    if let Some(page) = &page {
         let first;
         let run = match &report.broken {
             Some(run) => run,

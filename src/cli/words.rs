@@ -44,13 +44,50 @@ pub(crate) fn cut(text: &str, most: usize) -> String {
     out
 }
 
+/// How many columns there are; without a terminal, as many as anybody wants.
+pub(crate) fn width() -> usize {
+    let size = io::stdout()
+        .is_terminal()
+        .then(ratatui::crossterm::terminal::size);
+    match size {
+        Some(Ok((columns, _))) if columns > 0 => usize::from(columns),
+        _ => usize::MAX,
+    }
+}
+
+/// A text that begins in this column and goes on there in further lines, broken between words. One that is too long for a line is left whole.
+pub(crate) fn hanging(text: &str, column: usize, width: usize) -> String {
+    let (mut out, mut at) = (String::new(), column);
+    for word in text.split(' ') {
+        let long = word.chars().count();
+        if at > column && at + 1 + long > width {
+            let _ = write!(out, "\n{:column$}", "");
+            at = column;
+        } else if !out.is_empty() {
+            out.push(' ');
+            at += 1;
+        }
+        out.push_str(word);
+        at += long;
+    }
+    out
+}
+
 /// A process, in a few words.
 pub(crate) fn process(client: Option<&ClientInfo>, connected: Option<bool>) -> String {
     match (client, connected) {
         (Some(client), Some(false)) => format!("{} (not connected)", printable(&client.to_string())),
         (Some(client), _) => printable(&client.to_string()),
-        (None, Some(true)) => "a process that has not said who it is".into(),
-        (None, _) => "a process that is gone".into(),
+        (None, _) => nobody(connected).into(),
+    }
+}
+
+/// A process of which nothing is known but, perhaps, whether it is connected.
+pub(crate) fn nobody(connected: Option<bool>) -> &'static str {
+    match connected {
+        Some(true) => "a process that has not said who it is",
+        Some(false) => "a process that is gone",
+        None => "an unknown process",
     }
 }
 
@@ -156,6 +193,15 @@ mod tests {
             "a\\u{1b}[2J\\nb\\u{202e}c\\u{7f}"
         );
         assert_eq!(printable("größe {a} 50%"), "größe {a} 50%");
+    }
+
+    #[test]
+    fn a_text_hangs_from_its_column() {
+        assert_eq!(
+            hanging("aa bbb c dddddddd e", 2, 8),
+            "aa bbb\n  c\n  dddddddd\n  e"
+        );
+        assert_eq!(hanging("one two", 10, usize::MAX), "one two");
     }
 
     #[test]

@@ -8,7 +8,8 @@ use relatch::Owner;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{BOUND, RedisCluster, RedisServer, eventually_blocking, free_port};
+use crate::support::{BOUND, Proxy, RedisCluster, RedisServer, eventually_blocking, free_port};
+use crate::terminal::Terminal;
 use crate::{Running, client, done, relatch, until_waiting};
 
 fn json_lines(out: &str) -> Vec<Value> {
@@ -187,7 +188,9 @@ fn whoever_stops_reading_ends_it_quietly() {
 async fn a_hold_is_revoked_from_everybody_or_from_one_owner() {
     let server = RedisServer::start();
     let url = server.url();
-    done(Some(&url), &["revoke", "it"]).assert(1, "nobody holds");
+    done(Some(&url), &["revoke", "it"]).assert(1, "nobody holds \"it\"\n");
+    let nobody = Owner::new().to_string();
+    done(Some(&url), &["revoke", "it", "--owner", &nobody]).assert(1, "does not hold \"it\"");
     let (one, ann, ben) = (client(&url).await, Owner::new(), Owner::new());
     let lock = one.rwlock("it").unwrap();
     let (hers, his) = (
@@ -276,6 +279,11 @@ async fn events_are_told_as_they_happen() {
         told[1].said("err")
     );
     let one = client(&url).await;
+    // Or its first event is of a process that has not said who it is yet.
+    eventually_blocking(BOUND, "all three have said who they are", || {
+        let keys = server.keys();
+        keys.iter().filter(|key| key.contains(":client:")).count() == 3
+    });
     let lock = one.rwlock("it").unwrap();
     let both = |expected: &[(&str, &str)]| told.iter().for_each(|run| expect(run, expected));
 
@@ -289,9 +297,14 @@ async fn events_are_told_as_they_happen() {
     until_waiting(&one, "it", 1).await;
     so_far.push(("queue", "upgradable"));
     both(&so_far);
-    let gave_up = lock.read().timeout(Duration::from_millis(500)).await;
-    assert!(gave_up.unwrap_err().is_timeout());
-    so_far.extend([("queue", "read"), ("leave", "read")]);
+    let gives_up = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.read().await.map(drop) }
+    });
+    so_far.push(("queue", "read"));
+    both(&so_far);
+    gives_up.abort();
+    so_far.push(("leave", "read"));
     both(&so_far);
     held.release().await.unwrap();
     let next = next.await.unwrap();
@@ -308,7 +321,7 @@ async fn events_are_told_as_they_happen() {
     both(&so_far);
 
     // A client that dies, and one that is slow to give back.
-    let mut dies = Running::start(&url, &["run", "-w", "it", "--lease", "1s", "--", "sleep", "100"]);
+    let mut dies = Running::start(&url, &["run", "-w", "it", "--lease", "2s", "--", "sleep", "100"]);
     so_far.push(("acquire", "write"));
     both(&so_far);
     dies.process.kill();
@@ -410,6 +423,52 @@ async fn with_a_master_down_the_others_are_told_and_that_they_are_not_all() {
     held.remove(0).release().await.unwrap();
     run.until_it_says("out", &format!("release   {}  write", names[0]));
     assert_eq!(listed(&done(None, &ls).assert(0, "")).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_told_while_the_server_was_slow_is_looked_at_when_it_is_not() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("relatch.toml");
+    // Impatient with an answer, not with the link.
+    std::fs::write(&config, format!("url = {:?}\npatience = \"1s\"\n", proxy.url())).unwrap();
+    let mut command = relatch(None, &["events", "--json", "--config"]);
+    command.arg(&config);
+    let run = Running::start_as(command);
+    run.until_it_says("err", "watching; 0 names");
+    let links = proxy.connections();
+    proxy.delay(Duration::from_millis(700));
+    let one = client(&server.url()).await;
+    // Nothing renews it: nothing is told of it again.
+    let lease = Duration::from_secs(100);
+    let _held = one.rwlock("it").unwrap().write().lease(lease).await.unwrap();
+    run.until_it_says("err", "trying on");
+    proxy.heal();
+    run.until_it_says("err", "the server is back");
+    eventually_blocking(BOUND, "an event", || !events(&run).is_empty());
+    assert_eq!(events(&run), [("acquire".to_owned(), "write".to_owned())]);
+    assert_eq!(proxy.connections(), links, "the link stayed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_hold_ended_while_the_server_was_away_is_not_guessed() {
+    let server = RedisServer::start();
+    let (url, proxy) = (server.url(), Proxy::start(server.port()));
+    let one = client(&url).await;
+    let given_back = one.rwlock("given back").unwrap().write().await.unwrap();
+    let _forgotten = one.rwlock("forgotten").unwrap().write().await.unwrap();
+    let run = Running::start(&proxy.url(), &["events", "--json"]);
+    run.until_it_says("err", "watching; 2 names");
+    proxy.refuse(true);
+    proxy.cut();
+    run.until_it_says("err", "trying on");
+    given_back.release().await.unwrap();
+    server.reply(&["DEL", "relatch:1:{forgotten}"]);
+    proxy.refuse(false);
+    eventually_blocking(BOUND, "both ends", || events(&run).len() == 2);
+    let end = ("end".to_owned(), "write".to_owned());
+    assert_eq!(events(&run), [end.clone(), end]);
 }
 
 #[test]
@@ -561,6 +620,42 @@ fn the_doctor_tells_which_rights_are_missing() {
 }
 
 #[test]
+fn the_doctor_does_not_take_what_it_cannot_know_for_well() {
+    let server = RedisServer::start();
+    server.reply(&[
+        "ACL",
+        "SETUSER",
+        "ann",
+        "on",
+        ">pw",
+        "~*",
+        "&*",
+        "+@all",
+        "-pubsub|numsub",
+    ]);
+    let mut holds = Running::start(
+        &server.url(),
+        &["run", "-w", "it", "--", "sh", "-c", "echo $$ > pid; sleep 100"],
+    );
+    holds.pid("pid");
+    // Whether it is dead is not known, whether it is or not.
+    for dead in [false, true] {
+        let url = server.url().replace("redis://", "redis://ann:pw@");
+        let doctor = done(Some(&url), &["doctor"]).assert(0, "").out;
+        for words in ["of 1 holds and 0 requests", "(PUBSUB NUMSUB)", "+pubsub|numsub"] {
+            assert!(doctor.contains(words), "no {words:?} in:\n{doctor}");
+        }
+        assert!(!doctor.contains("left nothing"), "{doctor}");
+        let shown = done(Some(&url), &["show", "it"]).assert(0, "").out;
+        assert!(!shown.contains("not connected"), "{shown}");
+        // Who may ask, knows.
+        let known = done(Some(&server.url()), &["doctor"]).out;
+        assert_eq!(known.contains("left nothing"), !dead, "{known}");
+        holds.process.kill();
+    }
+}
+
+#[test]
 fn what_could_not_be_looked_at_says_why_with_status_2() {
     let server = RedisServer::start();
     let nowhere = format!("redis://127.0.0.1:{}", free_port());
@@ -574,6 +669,53 @@ fn what_could_not_be_looked_at_says_why_with_status_2() {
     done(Some(&server.url()), &["show", ""]).assert(2, "name is empty");
     server.reply(&["CONFIG", "SET", "requirepass", "s3cret"]);
     done(Some(&server.url()), &["ls"]).assert(2, "wants a password");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_can_not_be_looked_at_hides_no_other() {
+    let server = RedisServer::start();
+    let url = server.url();
+    let one = client(&url).await;
+    let _held = one.rwlock("good").unwrap().write().await.unwrap();
+    let run = Running::start(&url, &["events", "--json"]);
+    run.until_it_says("err", "watching; 1 name is");
+    // Of somebody who thinks that this is a place for a cache.
+    server.reply(&["SET", "relatch:1:{bad}:queue", "cached"]);
+    server.reply(&["HSET", "relatch:1:{bad}", "waiting", "1"]);
+    let says = "\"bad\" can't be looked at: ";
+    run.until_it_says("err", says);
+    let listed = done(Some(&url), &["ls", "--json"]).assert(2, says).out;
+    assert_eq!(json_lines(&listed)[0]["name"], "good");
+    let doctor = done(Some(&url), &["doctor"]).assert(1, "").out;
+    assert!(
+        doctor.contains(says) && doctor.contains("1 name is known"),
+        "{doctor}"
+    );
+    let terminal = Terminal::start(&url, crate::RELATCH, &["watch"]);
+    terminal.until_it_shows(says);
+    terminal.until_it_shows("1 held");
+    let next = one.rwlock("next").unwrap().write().await.unwrap();
+    terminal.until_it_shows("2 held");
+    terminal.until_it_shows(says);
+    run.until_it_says("out", "\"event\":\"acquire\",\"name\":\"next\"");
+    assert_eq!(run.said("err").matches(says).count(), 1, "it is told once");
+    next.release().await.unwrap();
+    // Where there is no other, that is the answer.
+    done(Some(&url), &["ls", "ba*"]).assert(2, "holds something else");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anybody_is_asked() {
+    for (words, says) in [
+        ("watch --poll 0s", "at least 10ms"),
+        ("events --poll 9ms", "at least 10ms"),
+        ("trace --html it --poll 0", "at least 10ms"),
+        ("exporter --interval 0", "at least 10ms"),
+        ("exporter --listen localhost", "write 127.0.0.1:9188"),
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        done(None, &words).assert(2, says);
+    }
 }
 
 #[test]

@@ -143,9 +143,15 @@ async fn the_terminal_is_as_it_was_after_a_key_a_signal_and_a_panic() {
         assert_restored(&terminal, status);
     }
 
-    let terminal = watching(&server.url(), "--crash");
-    assert_restored(&terminal, "status 101");
-    terminal.until_it_shows("as asked for by --crash");
+    for (place, keys) in [("screen", ""), ("look", ""), ("keys", "s"), ("revoke", "ry")] {
+        let terminal = watching(&server.url(), &format!("--crash {place}"));
+        if !keys.is_empty() {
+            terminal.until_it_shows("1 held");
+            terminal.type_in(keys);
+        }
+        assert_restored(&terminal, "status 101");
+        terminal.until_it_shows("as asked for by --crash");
+    }
 }
 
 /// The process of `relatch watch` that the shell in this terminal has started.

@@ -20,6 +20,9 @@ use crate::protocol::ClientId;
 /// What one page asks a server to go through; a page has as many names at most, about.
 const PAGE: u64 = 1000;
 
+/// Asks who listens.
+const LISTENS: [&str; 2] = ["PUBSUB", "NUMSUB"];
+
 /// What `examine` asks for by `CONFIG GET`, each alone: servers before 7.0 take one at a time.
 const SETTINGS: [&str; 6] = [
     "maxmemory-policy",
@@ -266,8 +269,8 @@ impl Look for RedisBackend {
             if !self.way(FIRST).await?.live.trust {
                 return Ok(vec![None; clients.len()]);
             }
-            let mut command = ::redis::cmd("PUBSUB");
-            command.arg("NUMSUB");
+            let mut command = Cmd::new();
+            command.arg(&LISTENS);
             for client in clients {
                 command.arg(scripts::channel(*client));
             }
@@ -327,6 +330,8 @@ impl Look for RedisBackend {
             found.info = fields
                 .map(|(field, value)| (field.to_owned(), printable(value)))
                 .collect();
+            // Without a channel it answers nothing, or that this user may not ask.
+            self.asked(&mut found, &LISTENS).await?;
             for setting in SETTINGS {
                 let value = match self.asked(&mut found, &["CONFIG", "GET", setting]).await? {
                     Some(Value::Map(pairs)) => pairs.into_iter().next().map(|(_, value)| value),

@@ -3,20 +3,25 @@
 //! The server tells which names change (client-side tracking), and those are looked at. A lease that runs out changes nothing by itself, so a
 //! name is looked at as well when one would. Where the server may not tell, all names are looked at from time to time.
 //!
-//! What was only there between two looks is not seen.
+//! What was only there between two looks is not seen. A name that was to be looked at and could not be is looked at again with all the others, soon: no server
+//! tells of it twice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use relatch::{Changed, Changes, Error, Inspection, Names, Relatch};
 
-use super::{all, each};
+use super::{Found, all, each};
 
 /// What a look found.
 #[derive(Clone, Debug)]
 pub(crate) struct Look {
     pub(crate) before: Option<Seen>,
     pub(crate) after: Seen,
+    /// Whether every change in between was looked at as it was told: nothing was away, and the server tells.
+    pub(crate) told: bool,
+    /// The server was away in between, or did not answer. It may even have lost what it knew.
+    pub(crate) gap: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +55,13 @@ pub(crate) struct Board {
     begun: bool,
     /// Why not all of them are seen, if not all are, and when to look again.
     missing: Option<(Error, Instant)>,
+    /// Names of which something was missed, or may have been, since they were seen.
+    blind: BTreeSet<String>,
+    /// Of all of them, until all were looked at.
+    gap: bool,
+    /// Names that could not be looked at the last time, and those of them that nobody was told of.
+    refused: BTreeSet<String>,
+    untold: Vec<(String, Error)>,
 }
 
 /// How soon all names are looked at again when some could not be seen.
@@ -71,6 +83,10 @@ impl Board {
             due: BTreeSet::new(),
             begun: false,
             missing: None,
+            blind: BTreeSet::new(),
+            gap: false,
+            refused: BTreeSet::new(),
+            untold: Vec::new(),
         }
     }
 
@@ -82,6 +98,11 @@ impl Board {
     /// Whether names are looked at as they change, not only from time to time.
     pub(crate) fn is_told(&self) -> bool {
         self.changes.is_some()
+    }
+
+    /// Names that can't be looked at, as the server says no to them, and could before the last look.
+    pub(crate) fn refused(&mut self) -> Vec<(String, Error)> {
+        std::mem::take(&mut self.untold)
     }
 
     /// What is new since the last call: at first everything that is there. Not cancel safe: drop the board as well.
@@ -98,7 +119,12 @@ impl Board {
                 };
                 tokio::select! {
                     changed = changes.next() => match changed {
-                        Ok(changed) => Some(changed),
+                        Ok(changed) => {
+                            // The link was made anew. Where one of several does not answer, it is that one's, and it is known which names are.
+                            let anew = self.begun && self.missing.is_none();
+                            self.gap |= anew && matches!(changed, Changed::Anything);
+                            Some(changed)
+                        }
                         Err(error) if error.is_server() => {
                             // Not allowed: from time to time, then.
                             self.changes = None;
@@ -119,17 +145,18 @@ impl Board {
         };
         // The time before a look: what had a lease left then may have had less of it, never more.
         let at = Instant::now();
-        let (found, whole) = match changed {
+        let (found, asked) = match changed {
             Some(Changed::Names(names)) => {
                 let wanted = names.into_iter().filter(|name| self.wanted.matches(name));
-                (each(&self.relatch, wanted.collect()).await?, false)
+                let names: Vec<String> = wanted.collect();
+                (each(&self.relatch, names.clone()).await?, Some(names))
             }
             None => {
                 let mut names = Vec::new();
                 while self.due.first().is_some_and(|(due, _)| *due <= at) {
                     names.extend(self.due.pop_first().map(|(_, name)| name));
                 }
-                (each(&self.relatch, names).await?, false)
+                (each(&self.relatch, names.clone()).await?, Some(names))
             }
             Some(_) => {
                 let mut found = match all(&self.relatch, &self.pattern, self.missing()).await {
@@ -137,24 +164,47 @@ impl Board {
                     found => found?,
                 };
                 // Those that are not listed any more have no key: they are idle now. Or their server does not answer: then they are as they were.
-                let listed: BTreeSet<&str> = found.seen.iter().map(|seen| seen.name.as_str()).collect();
+                let refused = found.refused.iter().map(|(name, _)| name.as_str());
+                let listed: BTreeSet<&str> =
+                    found.seen.iter().map(|seen| &*seen.name).chain(refused).collect();
                 let gone = self.seen.keys().filter(|name| !listed.contains(name.as_str()));
                 let gone = gone.cloned().collect();
                 found.and(&self.relatch, gone).await?;
                 self.begun = true;
-                (found, true)
+                (found, None)
             }
         };
+        let whole = asked.is_none();
+        // Where a part does not answer it is the names of that part of which something was missed. And a server that tells of a name is there.
+        let gap = self.gap && whole && found.missing.is_none();
+        self.miss(&found, asked);
         match found.missing {
             Some(error) => self.missing = Some((error, Instant::now() + AGAIN)),
             None if whole => self.missing = None,
             None => {}
         }
-        Ok(found
+        for (name, error) in found.refused {
+            if self.refused.insert(name.clone()) {
+                self.untold.push((name, error));
+            }
+        }
+        let looks = found
             .seen
             .into_iter()
-            .map(|what| self.keep(Seen { at, what }))
-            .collect())
+            .map(|what| self.keep(Seen { at, what }, gap))
+            .collect();
+        if whole {
+            self.gap = false;
+        }
+        Ok(looks)
+    }
+
+    /// Those that were asked for, all if none are named, and are not among what was found.
+    fn miss(&mut self, found: &Found, asked: Option<Vec<String>>) {
+        let seen: HashSet<&str> = found.seen.iter().map(|seen| seen.name.as_str()).collect();
+        let asked = asked.unwrap_or_else(|| self.seen.keys().cloned().collect());
+        let missed = asked.into_iter().filter(|name| !seen.contains(name.as_str()));
+        self.blind.extend(missed);
     }
 
     /// Nobody answers.
@@ -162,12 +212,15 @@ impl Board {
         if !self.begun {
             return Err(error);
         }
+        self.gap = true;
         self.missing = Some((error, Instant::now() + AGAIN));
         Ok(Vec::new())
     }
 
-    fn keep(&mut self, after: Seen) -> Look {
+    fn keep(&mut self, after: Seen, gap: bool) -> Look {
         let name = after.what.name.clone();
+        self.refused.remove(&name);
+        let gap = self.blind.remove(&name) || gap;
         let before = self.seen.remove(&name);
         if let Some(due) = before.as_ref().and_then(Seen::due) {
             self.due.remove(&(due, name.clone()));
@@ -179,6 +232,11 @@ impl Board {
         if !after.is_idle() || after.what.fence.is_some() {
             self.seen.insert(name, after.clone());
         }
-        Look { before, after }
+        Look {
+            before,
+            after,
+            told: self.changes.is_some() && !gap,
+            gap,
+        }
     }
 }

@@ -8,10 +8,10 @@ use anyhow::Context as _;
 use relatch::{Builder, Config, Error, Examination, Relatch};
 use serde::Serialize;
 
-use super::{View, all};
+use super::{View, all, refusal};
 use crate::cli::Outcome;
 use crate::cli::reach::Reach;
-use crate::cli::words::{brief, colours, printable, say};
+use crate::cli::words::{brief, colours, hanging, printable, say, width};
 
 pub(crate) const LONG: &str = "\
 Looks for what would trouble locks on this server: its version, the way to it, its clock, whether pushes arrive, what this user may do, how it keeps \
@@ -82,20 +82,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let config = args.reach.settings()?;
     let relatch = args.reach.connect().await?;
     let mut report = Report::default();
-    match relatch.examine().await {
+    let found = relatch.examine().await;
+    match &found {
         Ok(found) => {
             report.server.clone_from(&found.place);
-            server(&mut report, &found);
-            way(&mut report, &found);
-            clock(&mut report, &found);
-            memory(&mut report, &found);
-            data(&mut report, &found);
-            connections(&mut report, &found, &config);
+            server(&mut report, found);
+            way(&mut report, found);
+            clock(&mut report, found);
+            memory(&mut report, found);
+            data(&mut report, found);
+            connections(&mut report, found, &config);
         }
-        Err(error) => report.failed(Level::Problem, "the server could not be examined", &error),
+        Err(error) => report.failed(Level::Problem, "the server could not be examined", error),
     }
     handoff(&mut report, &relatch, &config).await;
-    looking(&mut report, &relatch).await;
+    looking(&mut report, &relatch, found.as_ref().ok()).await;
     deadlocks(&mut report, &relatch).await;
     let _ = relatch.close().await;
 
@@ -112,8 +113,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
 }
 
 fn text(report: &Report) -> String {
-    let coloured = colours();
-    let mut out = format!("{}\n", report.server);
+    let (coloured, width) = (colours(), width());
+    let mut out = format!("{}\n", printable(&report.server));
     for finding in &report.findings {
         let (sign, colour) = match finding.level {
             Level::Ok => ("✓ ok      ", 32),
@@ -126,10 +127,11 @@ fn text(report: &Report) -> String {
         } else {
             out.push_str(sign);
         }
-        out.push_str(&printable(&finding.what));
+        out.push_str(&hanging(&printable(&finding.what), 10, width));
         out.push('\n');
         if let Some(remedy) = &finding.remedy {
-            out.push_str(&format!("          → {}\n", printable(remedy)));
+            let remedy = hanging(&printable(remedy), 12, width);
+            out.push_str(&format!("          → {remedy}\n"));
         }
     }
     let worst = report
@@ -340,15 +342,19 @@ fn connections(report: &mut Report, found: &Examination, config: &Config) {
 /// How long a handoff may take before it is one of the slow ones, that came by a poll.
 const BY_PUSH: Duration = Duration::from_millis(500);
 
+/// What it locks itself begins with this.
+const OWN: &str = "relatch-doctor/";
+
 /// Two clients, one lock: acquire, wait in line, hand on.
 async fn handoff(report: &mut Report, relatch: &Relatch, config: &Config) {
-    let name = format!("relatch-doctor/{}", relatch::Owner::new());
+    let name = format!("{OWN}{}", relatch::Owner::new());
     let try_it = async {
+        let patience = Duration::from_secs(5);
         let other = Builder::from(config.clone())
             .fence_retention(Duration::from_secs(60))
+            .patience(patience.min(config.patience))
             .connect()
             .await?;
-        let patience = Duration::from_secs(5);
         let held = other
             .rwlock(&name)?
             .write()
@@ -421,7 +427,7 @@ async fn deadlocks(report: &mut Report, relatch: &Relatch) {
 /// At most so many leftovers are told one by one.
 const TOLD: usize = 10;
 
-async fn looking(report: &mut Report, relatch: &Relatch) {
+async fn looking(report: &mut Report, relatch: &Relatch, found: Option<&Examination>) {
     match relatch.changes().next().await {
         Ok(_) => {
             report.ok("it tells which names change (CLIENT TRACKING): `events` and `watch` are told at once");
@@ -432,17 +438,30 @@ async fn looking(report: &mut Report, relatch: &Relatch) {
             "`events` and `watch` look from time to time; to have them told, give the user +client|tracking",
         ),
     }
-    let found = match all(relatch, "*", None).await {
-        Ok(found) => found,
+    let looked = match all(relatch, "*", None).await {
+        Ok(looked) => looked,
         Err(error) => return report.failed(Level::Problem, "the names can't be listed", &error),
     };
-    if let Some(error) = &found.missing {
+    if let Some(error) = &looked.missing {
         report.failed(Level::Problem, "not all names can be listed", error);
     }
-    let views: Vec<View> = found.seen.iter().map(View::of).collect();
+    for (name, error) in looked.refused.iter().take(TOLD) {
+        report.find(
+            Level::Problem,
+            refusal(name, error),
+            "if a key of it is another program's, delete or rename that; nothing can be locked there meanwhile",
+        );
+    }
+    let others = looked
+        .seen
+        .iter()
+        .filter(|seen| !seen.name.starts_with(OWN) || seen.holder_count + seen.waiter_count > 0);
+    let views: Vec<View> = others.map(View::of).collect();
     let busy = views.iter().filter(|view| !view.is_idle()).count();
     let mut left = Vec::new();
+    let mut unknown = Unknown::default();
     for view in &views {
+        unknown.see(view);
         for holding in &view.holders {
             for entered in holding.holds.iter().filter(|entered| entered.process.is_gone()) {
                 left.push((
@@ -471,13 +490,12 @@ async fn looking(report: &mut Report, relatch: &Relatch) {
             ));
         }
     }
-    report.ok(format!(
-        "{} names are known there, {busy} of them held or waited for",
-        views.len()
-    ));
-    if left.is_empty() {
-        report.ok("dead clients have left nothing");
-    }
+    report.ok(match views.len() {
+        0 => "no name is known there".to_owned(),
+        1 => format!("1 name is known there, {busy} of them held or waited for"),
+        more => format!("{more} names are known there, {busy} of them held or waited for"),
+    });
+    unknown.tell(report, left.is_empty(), found);
     let more = left.len().saturating_sub(TOLD);
     for (what, remedy) in left.into_iter().take(TOLD) {
         report.find(Level::Warning, what, remedy);
@@ -488,6 +506,71 @@ async fn looking(report: &mut Report, relatch: &Relatch) {
             format!("{more} more leftovers of dead clients"),
             "see `relatch ls` and `relatch show NAME`",
         );
+    }
+}
+
+/// Of what it can't be told whether a dead client has left it.
+#[derive(Default)]
+struct Unknown {
+    holds: usize,
+    waits: usize,
+    /// Not on the lists, which are cut.
+    unlisted: u64,
+}
+
+impl Unknown {
+    fn see(&mut self, view: &View) {
+        let holds = view.holders.iter().flat_map(|holding| &holding.holds);
+        self.holds += holds
+            .filter(|entered| entered.process.connected.is_none())
+            .count();
+        let waits = view
+            .waiters
+            .iter()
+            .filter(|waiting| waiting.process.connected.is_none());
+        self.waits += waits.count();
+        self.unlisted += view.holder_count.saturating_sub(view.holders.len() as u64);
+        self.unlisted += view.waiter_count.saturating_sub(view.waiters.len() as u64);
+    }
+
+    fn tell(&self, report: &mut Report, nothing: bool, found: Option<&Examination>) {
+        if self.holds + self.waits > 0 {
+            let (why, remedy) = match found {
+                Some(found) if found.refused.iter().any(|(what, _)| what.starts_with("PUBSUB")) => (
+                    "this user may not ask who is connected (PUBSUB NUMSUB)",
+                    "give the user +pubsub|numsub",
+                ),
+                Some(found) if found.info.get("redis_mode").is_some_and(|mode| mode == "cluster") => (
+                    "in a cluster a client listens where it waits, and no node knows of all",
+                    "nothing to do: what a dead client left ends with its lease, or is passed over",
+                ),
+                _ => (
+                    "their processes listen to no messages of the server, or it did not answer",
+                    "nothing to do: what a dead client left ends with its lease, or is passed over",
+                ),
+            };
+            report.find(
+                Level::Note,
+                format!(
+                    "of {} holds and {} requests in line it is not known whether their processes are connected: {why}",
+                    self.holds, self.waits
+                ),
+                remedy,
+            );
+        }
+        if self.unlisted > 0 {
+            report.find(
+                Level::Note,
+                format!(
+                    "{} that hold or wait were not looked at, as a name tells 1,000 of each at most",
+                    self.unlisted
+                ),
+                "see `relatch ls` for the names with so many",
+            );
+        }
+        if nothing && self.holds + self.waits == 0 && self.unlisted == 0 {
+            report.ok("dead clients have left nothing");
+        }
     }
 }
 

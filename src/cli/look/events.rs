@@ -11,19 +11,24 @@ use relatch::{Holder, Mode, Waiting};
 use serde::Serialize;
 
 use super::board::{Board, Look};
-use super::{Process, interrupted, time};
+use super::{Process, interrupted, refusal, time};
 use crate::cli::Outcome;
-use crate::cli::reach::{Reach, duration};
+use crate::cli::reach::{Reach, interval};
 use crate::cli::words::{brief, printable, say, tell};
 
 pub(crate) const LONG: &str = "\
 Tells what happens to names from now on, a line each, until it is interrupted:
 
-  acquire  a hold was granted at once          queue    somebody waits
-  grant    a hold was granted to a waiter      leave    somebody waits no more, and was not seen to hold
-  release  a hold was given back               passed   a write hold came and went unseen
-  lapse    a hold's lease ran out              revoke   a hold was revoked, and is not given back yet
-  upgrade  an upgradable hold became a write   downgrade  a hold became a weaker one
+  acquire  a hold was granted, and nobody was seen to wait for it
+  grant    a hold was granted to a waiter
+  upgrade  an upgradable hold became a write; downgrade: a hold became a weaker one
+  release  a hold was given back
+  lapse    a hold's lease ran out
+  end      a hold is over, and how is not known: the server was away, or looked at too seldom
+  revoke   a hold was revoked, and is not given back yet
+  queue    somebody waits
+  leave    somebody waits no more, and was not seen to hold
+  passed   a write hold came and went unseen
 
 The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen. A server whose \
 access rules forbid CLIENT TRACKING is looked at every --poll instead, and what lasts for less than that is not seen. While more than 1,000 owners hold a name, or \
@@ -43,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// How often to look where the server does not tell
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "500ms")]
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "500ms")]
     poll: Duration,
     #[command(flatten)]
     reach: Reach,
@@ -91,14 +96,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let mut interrupted = std::pin::pin!(interrupted());
     let (mut begun, mut away, mut told) = (false, false, true);
     loop {
-        let looks = tokio::select! {
-            looks = board.next() => looks,
+        let found = tokio::select! {
+            found = board.next() => found,
             over = &mut interrupted => {
                 over.context("Ctrl-C can't be heard")?;
                 break;
             }
         };
-        let looks = looks?;
+        let looks = found?;
+        for (name, error) in board.refused() {
+            tell(&refusal(&name, &error));
+        }
         match board.missing() {
             // It comes back, or somebody ends this.
             Some(error) if !std::mem::replace(&mut away, true) => tell(&format!("{error}; trying on")),
@@ -116,7 +124,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
         if !std::mem::replace(&mut begun, true) {
             let busy = looks.iter().filter(|look| !look.after.is_idle()).count();
-            tell(&format!("watching; {busy} names are held or waited for now"));
+            let names = if busy == 1 { "name is" } else { "names are" };
+            tell(&format!("watching; {busy} {names} held or waited for now"));
             continue;
         }
         for event in looks.iter().flat_map(between) {
@@ -133,6 +142,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
 
 /// How exactly it is known when a lease ends.
 const ROUNDED: Duration = Duration::from_millis(10);
+/// What is renewed is farther from its end than that, and what is given back so near to it is rare.
+const NEAR: Duration = Duration::from_secs(1);
+
+/// How a hold ended that was there before a look.
+fn ending(look: &Look, gone: &Holder) -> &'static str {
+    let since = look
+        .before
+        .as_ref()
+        .map_or(Duration::ZERO, |before| look.after.at.duration_since(before.at));
+    // Given back, lapsed, or forgotten by a server that has lost its data: nobody was there to see.
+    if look.gap {
+        return "end";
+    }
+    if since + ROUNDED < gone.lease_left {
+        return "release";
+    }
+    // Every renewal and every release is told, and looked at. Where they are not, what had long to go may have been either.
+    if look.told || gone.lease_left <= NEAR {
+        "lapse"
+    } else {
+        "end"
+    }
+}
 
 /// What happened between two looks at a name.
 pub(crate) fn between(look: &Look) -> Vec<Event> {
@@ -219,16 +251,10 @@ pub(crate) fn between(look: &Look) -> Vec<Event> {
             if upgraded(gone) {
                 continue;
             }
-            // What is renewed is far from its end. What is gone at its end was not given back there, but lapsed.
-            let event = if since + ROUNDED >= gone.lease_left {
-                "lapse"
-            } else {
-                "release"
-            };
             let after_ms = ms(gone.held_for + since);
             events.push(Event {
                 after_ms,
-                ..held(event, gone)
+                ..held(ending(look, gone), gone)
             });
         }
     }
@@ -296,6 +322,8 @@ mod tests {
         let look = Look {
             before: Some(before.clone()),
             after: after.clone(),
+            told: true,
+            gap: false,
         };
         let mut told: Vec<_> = between(&look).iter().map(|event| event.event).collect();
         told.dedup();
@@ -355,5 +383,39 @@ mod tests {
             waiting.abort();
         }
         drop(writer);
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_as_what_is_known_of_it() {
+        let relatch = Relatch::embedded();
+        let _held = relatch.rwlock("it").expect("it is a name").read().await;
+        // No other than the crate itself makes one out of nothing.
+        let held = seen(&relatch).await;
+        let s = Duration::from_secs;
+        for (left, after, told, gap, event) in [
+            (s(20), s(3), true, false, "release"),
+            (s(20), s(20), true, false, "lapse"),
+            // Nobody was there to see: not even a release is sure, as a server may have lost what it knew.
+            (s(20), s(3), false, true, "end"),
+            (s(20), s(60), false, true, "end"),
+            // Looked at from time to time.
+            (s(20), s(3), false, false, "release"),
+            (s(1), s(2), false, false, "lapse"),
+            (s(20), s(60), false, false, "end"),
+        ] {
+            let (mut before, mut gone) = (held.clone(), held.clone());
+            before.what.holders[0].lease_left = left;
+            gone.at += after;
+            gone.what.holders.clear();
+            gone.what.holder_count = 0;
+            let look = Look {
+                before: Some(before),
+                after: gone,
+                told,
+                gap,
+            };
+            let events: Vec<_> = between(&look).iter().map(|event| event.event).collect();
+            assert_eq!(events, [event], "{left:?} {after:?} {told} {gap}");
+        }
     }
 }

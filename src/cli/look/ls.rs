@@ -7,7 +7,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color};
 use relatch::Mode;
 use serde_json::json;
 
-use super::{View, all};
+use super::{View, all, refusal};
 use crate::cli::Outcome;
 use crate::cli::reach::Reach;
 use crate::cli::words::{brief, colours, lines, printable, say, table, tell};
@@ -116,14 +116,20 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             text.push('\n');
         }
         say(&text)?;
-        return Ok(outcome);
-    }
-    if views.is_empty() {
+    } else if views.is_empty() {
         tell("no name is held or waited for");
-        return Ok(outcome);
+    } else {
+        say(&lines(&tabulated(&views)))?;
     }
-    say(&lines(&tabulated(&views)))?;
-    Ok(outcome)
+    for (name, error) in &found.refused {
+        tell(&refusal(name, error));
+    }
+    // As `ls` does where it could not look at all of them.
+    Ok(if found.refused.is_empty() {
+        outcome
+    } else {
+        Outcome::Status(2)
+    })
 }
 
 fn tabulated(views: &[View]) -> comfy_table::Table {

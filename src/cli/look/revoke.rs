@@ -60,7 +60,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     if args.json {
         say(&json!({ "name": args.name, "revoked": taken }).to_string())?;
     } else if taken == 0 {
-        tell(&format!("nobody holds {:?} as that", printable(&args.name)));
+        let name = printable(&args.name);
+        match &args.owner {
+            None => tell(&format!("nobody holds {name:?}")),
+            Some(owner) => tell(&format!(
+                "owner {owner} does not hold {name:?}; `relatch show` tells who does"
+            )),
+        }
     } else {
         let holds = if taken == 1 { "hold" } else { "holds" };
         say(&format!("revoked {taken} {holds} on {:?}", printable(&args.name)))?;

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant, SystemTime};
 use relatch::Inspection;
 
 use super::board::{Board, Look};
-use super::{Process, interrupted};
+use super::{Process, interrupted, refusal};
 use crate::cli::Outcome;
-use crate::cli::picture::{Kind, Picture, Whose};
-use crate::cli::reach::{Reach, duration};
+use crate::cli::picture::{Kind, Picture, Place, Whose};
+use crate::cli::reach::{Reach, duration, interval};
 use crate::cli::words::{brief, tell};
 
 pub(crate) const LONG: &str = "\
 Watches names for a while, and draws who held and who waited on a page that any browser shows, without a network. There the wheel, or + and -, zooms, and / \
 searches names, owners, labels and hosts. Ctrl-C ends it before its time; what was seen is written then as well.
 
-The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen.";
+The server says which name has changed, and that name is looked at: what lasts for less than that takes, a few milliseconds, may not be seen. Of a name that \
+more than 1,000 hold, or wait for, the others are not shown, and no end before they are fewer.";
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -37,15 +38,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     html: PathBuf,
     /// How often to look where the server does not tell
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "100ms")]
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "100ms")]
     poll: Duration,
     #[command(flatten)]
     reach: Reach,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
-    // Before anybody waits for it: can it be written at all?
-    Picture::new("relatch trace", None).write(0, &args.html)?;
+    let page = Place::find(&args.html)?;
     let relatch = args.reach.connect().await?;
     let begun_ms = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -66,12 +66,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let (mut away, mut told) = (false, (0, 0));
     let mut ticks = tokio::time::interval(TELLS);
     'watching: loop {
-        let looks = {
-            // Not dropped half way: what it had found would be lost.
-            let mut looks = std::pin::pin!(board.next());
+        let found = {
+            // One look may take longer than it is told how much was seen.
+            let mut found = std::pin::pin!(board.next());
             loop {
                 tokio::select! {
-                    looks = &mut looks => break looks,
+                    found = &mut found => break found,
                     () = &mut over => break 'watching,
                     _ = &mut interrupted => break 'watching,
                     _ = ticks.tick() => {
@@ -83,7 +83,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 }
             }
         };
-        looks?.iter().for_each(|look| tracer.look(look));
+        found?.iter().for_each(|look| tracer.look(look));
+        for (name, error) in board.refused() {
+            tell(&refusal(&name, &error));
+        }
         match board.missing() {
             // It comes back, or the time is over.
             Some(error) if !std::mem::replace(&mut away, true) => tell(&format!("{error}; trying on")),
@@ -93,7 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     }
     let until = tracer.at(Duration::ZERO);
     let (on, over) = tracer.picture.count();
-    tracer.picture.write(until, &args.html)?;
+    tracer.picture.write(until, &page)?;
     tell(&format!(
         "{} shows {} spans in which somebody held or waited",
         args.html.display(),
@@ -190,6 +193,8 @@ mod tests {
             tracer.look(&Look {
                 before: None,
                 after: Seen { at, what },
+                told: true,
+                gap: false,
             });
             tracer.picture.count()
         };

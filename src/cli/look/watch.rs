@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -19,9 +21,9 @@ use tokio::sync::mpsc;
 
 use super::board::{Board, Seen};
 use super::ls::Sort;
-use super::{View, show};
+use super::{View, refusal, show};
 use crate::cli::Outcome;
-use crate::cli::reach::{Reach, duration};
+use crate::cli::reach::{Reach, interval};
 use crate::cli::words::{brief, cut, printable};
 
 pub(crate) const LONG: &str = "\
@@ -41,25 +43,40 @@ pub(crate) struct Args {
     #[arg(short, long, value_enum, default_value_t = Sort::Wait)]
     sort: Sort,
     /// How often to look where the server does not tell
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1s")]
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s")]
     poll: Duration,
     /// Panic once the screen is drawn, to see that the terminal is restored
     #[arg(long, hide = true)]
-    crash: bool,
+    crash: Option<Where>,
     #[command(flatten)]
     reach: Reach,
 }
 
+/// Of what runs here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Where {
+    Screen,
+    Look,
+    Keys,
+    Revoke,
+}
+
+fn crash_if(crash: bool) {
+    assert!(!crash, "as asked for by --crash");
+}
+
 /// What the tasks around the screen tell it.
 enum News {
-    /// And why that is not all, if it is not: the server, or a part of a cluster, is away. It is tried on.
-    Looks(Vec<Seen>, Option<String>),
+    /// And why that is not all, if it is not: the server, or a part of a cluster, is away. It is tried on. And what can't be looked at.
+    Looks(Vec<Seen>, Option<String>, Option<String>),
     /// Nothing more will come.
     Failed(anyhow::Error),
     Key(KeyEvent),
     /// Draw again: the terminal has another size.
     Resized,
     Revoked(String),
+    /// One of them is no more. It has been said how.
+    Panicked,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
@@ -74,23 +91,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         .unwrap_or_default();
     let (news, mut heard) = mpsc::unbounded_channel();
     tokio::spawn(look(
-        relatch.clone(),
-        args.pattern.clone(),
-        args.poll,
+        Board::new(relatch.clone(), &args.pattern, args.poll),
         news.clone(),
+        args.crash == Some(Where::Look),
     ));
 
+    // Heard from here on: one that came before the screen is first drawn must not leave the terminal to nobody.
     let mut ended = std::pin::pin!(ended());
-    // From here to `restore` the terminal is ours. A panic restores it, too, by the hook that this sets.
+    // From here to `restore` the terminal is ours, even where only half of what that takes can be had. A panic restores it, too, by the hook that
+    // this sets.
+    let panicked = Arc::new(AtomicBool::new(false));
+    let restored = Restored(panicked.clone());
     let mut terminal = ratatui::try_init().context("the terminal can't be used")?;
-    let _restored = Restored;
-    keys(news.clone()).context("keys can't be read")?;
+    on_panic(panicked.clone(), news.clone());
+    keys(news.clone(), args.crash == Some(Where::Keys)).context("keys can't be read")?;
     let mut screen = Screen::new(place, args.sort, !args.pattern.eq("*"));
     let outcome = loop {
-        if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
+        // The terminal is not ours any more after a panic, which is told next.
+        if !panicked.load(Ordering::SeqCst)
+            && let Err(error) = terminal.draw(|frame| screen.draw(frame))
+        {
             break Err(anyhow::Error::from(error).context("the screen can't be drawn"));
         }
-        assert!(!args.crash, "as asked for by --crash");
+        crash_if(args.crash == Some(Where::Screen));
         let mut told = tokio::select! {
             told = heard.recv() => told,
             // Times go on.
@@ -102,7 +125,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             match told {
                 None => break Some(Ok(Outcome::Yes)),
                 Some(News::Failed(error)) => break Some(Err(error)),
-                Some(News::Looks(looks, missing)) => screen.see(looks, missing),
+                Some(News::Panicked) => break Some(Ok(Outcome::Status(PANICKED))),
+                Some(News::Looks(looks, missing, refused)) => screen.see(looks, missing, refused),
                 Some(News::Revoked(what)) => screen.status = Some((false, what)),
                 // It may be as large as it was again, and have lost what stood on it. (`clear` would ask the terminal where its cursor is, and
                 // the thread that reads keys would get the answer.)
@@ -119,7 +143,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                     Does::Quit => break Some(Ok(Outcome::Yes)),
                     Does::Revoke(name) => {
                         screen.status = Some((false, format!("revoking {:?} …", printable(&name))));
-                        tokio::spawn(revoke(relatch.clone(), name, news.clone()));
+                        let crash = args.crash == Some(Where::Revoke);
+                        tokio::spawn(revoke(relatch.clone(), name, news.clone(), crash));
                     }
                 },
             }
@@ -132,45 +157,65 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             break outcome;
         }
     };
-    drop(_restored);
+    drop(restored);
     let _ = tokio::time::timeout(Duration::from_secs(1), relatch.close()).await;
     outcome
 }
 
 const TICK: Duration = Duration::from_millis(500);
 
-struct Restored;
+/// As that of any program that has panicked.
+const PANICKED: u8 = 101;
+
+/// Unless a panic has done it: done twice it would put the cursor back over what was said since.
+struct Restored(Arc<AtomicBool>);
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        // A panic has done it; done twice it would put the cursor back over what was said since.
-        if !std::thread::panicking() {
+        if !self.0.load(Ordering::SeqCst) {
             ratatui::restore();
         }
     }
 }
 
+/// Whatever panics, wherever it runs: nothing is drawn any more, the terminal is restored and the panic told (by the hooks before this one),
+/// and then the screen is ended.
+fn on_panic(panicked: Arc<AtomicBool>, news: mpsc::UnboundedSender<News>) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        panicked.store(true, Ordering::SeqCst);
+        before(panic);
+        let _ = news.send(News::Panicked);
+    }));
+}
+
 /// Keeps the board, and says what is new.
-async fn look(relatch: Relatch, pattern: String, poll: Duration, news: mpsc::UnboundedSender<News>) {
-    let mut board = Board::new(relatch, &pattern, poll);
+async fn look(mut board: Board, news: mpsc::UnboundedSender<News>, crash: bool) {
     loop {
         let told = match board.next().await {
-            Ok(looks) => News::Looks(
-                looks.into_iter().map(|look| look.after).collect(),
-                board.missing().map(ToString::to_string),
-            ),
+            Ok(looks) => {
+                // A line is all there is for it.
+                let refused = board.refused();
+                News::Looks(
+                    looks.into_iter().map(|look| look.after).collect(),
+                    board.missing().map(ToString::to_string),
+                    refused.first().map(|(name, error)| refusal(name, error)),
+                )
+            }
             // It was there when this began: it will be again.
-            Err(error) if error.is_unreachable() => News::Looks(Vec::new(), Some(error.to_string())),
+            Err(error) if error.is_unreachable() => News::Looks(Vec::new(), Some(error.to_string()), None),
             Err(error) => News::Failed(error.into()),
         };
         let over = matches!(told, News::Failed(_));
         if news.send(told).is_err() || over {
             return;
         }
+        crash_if(crash);
     }
 }
 
-async fn revoke(relatch: Relatch, name: String, news: mpsc::UnboundedSender<News>) {
+async fn revoke(relatch: Relatch, name: String, news: mpsc::UnboundedSender<News>, crash: bool) {
+    crash_if(crash);
     let what = match relatch.revoke(&name).await {
         Ok(0) => format!("nobody held {:?}", printable(&name)),
         Ok(1) => format!("revoked 1 hold on {:?}", printable(&name)),
@@ -181,7 +226,7 @@ async fn revoke(relatch: Relatch, name: String, news: mpsc::UnboundedSender<News
 }
 
 /// A thread reads keys: it ends with the process.
-fn keys(news: mpsc::UnboundedSender<News>) -> std::io::Result<()> {
+fn keys(news: mpsc::UnboundedSender<News>, crash: bool) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("keys".into())
         .spawn(move || {
@@ -192,6 +237,7 @@ fn keys(news: mpsc::UnboundedSender<News>) -> std::io::Result<()> {
                     Ok(_) => continue,
                     Err(error) => News::Failed(anyhow::Error::from(error).context("the terminal is gone")),
                 };
+                crash_if(crash);
                 if news.send(told).is_err() {
                     return;
                 }
@@ -200,8 +246,8 @@ fn keys(news: mpsc::UnboundedSender<News>) -> std::io::Result<()> {
         .map(drop)
 }
 
-/// The number of the signal that ends us.
-async fn ended() -> i32 {
+/// The number of the signal that ends us. It is heard from now on, not only once this is awaited.
+fn ended() -> impl Future<Output = i32> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
@@ -211,19 +257,20 @@ async fn ended() -> i32 {
             SignalKind::interrupt(),
             SignalKind::quit(),
         ];
-        let waits = kinds
+        let waits: Vec<_> = kinds
             .into_iter()
-            .filter_map(|kind| Some((kind, signal(kind).ok()?)));
-        let waits = waits.map(|(kind, mut signal)| {
-            Box::pin(async move {
-                signal.recv().await;
-                kind.as_raw_value()
+            .filter_map(|kind| Some((kind, signal(kind).ok()?)))
+            .map(|(kind, mut signal)| {
+                Box::pin(async move {
+                    signal.recv().await;
+                    kind.as_raw_value()
+                })
             })
-        });
-        futures_util::future::select_all(waits).await.0
+            .collect();
+        async move { futures_util::future::select_all(waits).await.0 }
     }
     #[cfg(not(unix))]
-    std::future::pending().await
+    std::future::pending()
 }
 
 enum Does {
@@ -257,6 +304,8 @@ struct Screen {
     table: TableState,
     /// Whether it is a trouble, and what.
     status: Option<(bool, String)>,
+    /// The server is.
+    away: bool,
 }
 
 impl Screen {
@@ -273,14 +322,16 @@ impl Screen {
             chosen: None,
             table: TableState::default(),
             status: None,
+            away: false,
         }
     }
 
-    fn see(&mut self, looks: Vec<Seen>, missing: Option<String>) {
+    fn see(&mut self, looks: Vec<Seen>, missing: Option<String>, refused: Option<String>) {
         self.begun |= missing.is_none() || !looks.is_empty();
-        match missing {
+        let was_away = std::mem::replace(&mut self.away, missing.is_some());
+        match missing.or(refused) {
             Some(why) => self.status = Some((true, why)),
-            None if self.status.as_ref().is_some_and(|(trouble, _)| *trouble) => self.status = None,
+            None if was_away => self.status = None,
             None => {}
         }
         for seen in looks {
@@ -611,3 +662,15 @@ impl Screen {
 }
 
 const PAGE: u16 = 10;
+
+#[cfg(all(test, unix))]
+mod tests {
+    /// One that came while nothing listened would end this process.
+    #[tokio::test]
+    async fn a_signal_is_heard_before_it_is_waited_for() {
+        let ended = super::ended();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP)
+            .expect("it may be sent to itself");
+        assert_eq!(ended.await, 1);
+    }
+}
