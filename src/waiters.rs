@@ -294,6 +294,12 @@ impl Waiters {
         self.sooner.notify_one();
     }
 
+    /// Every poll was answered, and the next is planned.
+    #[cfg(test)]
+    pub(crate) fn has_planned(&self) -> bool {
+        self.line.lock().slots.values().all(|slot| slot.unanswered == 0)
+    }
+
     /// Until the client ends.
     pub(crate) async fn run(&self, core: &Core) {
         let mut polls = FuturesUnordered::new();
