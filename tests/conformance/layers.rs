@@ -267,7 +267,7 @@ mod claims {
             };
             let error = soon(a.try_multi(parts()).owner(&owner)).await.unwrap_err();
             assert!(
-                error.is_refused() && error.to_string().contains("\"b\""),
+                error.is_refused() && error.to_string().contains(&a.of("b")),
                 "{error}"
             );
             let error = soon(a.multi(parts()).owner(&owner)).await.unwrap_err();

@@ -127,7 +127,7 @@ fn follow(primary: &RedisServer, port: u16, arguments: &[String]) -> RedisServer
             client.command(&["SET", "a write", "", "PX", "1"])?;
             client.command(&["WAIT", &follow, "100"])
         });
-        replica.info("replication", "master_link_status").as_deref() == Some("up")
+        replica.try_info("replication", "master_link_status").as_deref() == Some("up")
             && acknowledged.is_ok_and(|count| count.integer().unwrap_or(0).to_string() == follow)
     });
     replica
@@ -268,7 +268,7 @@ impl Watched {
                     .sentinels
                     .iter()
                     .all(|sentinel| sentinel.primary() == named.port)
-                && named.server.info("replication", "role").as_deref() == Some("master")
+                && named.server.try_info("replication", "role").as_deref() == Some("master")
         });
     }
 
@@ -278,8 +278,8 @@ impl Watched {
     pub fn whole(&self) {
         eventually_blocking(BOUND * 7, "everybody follows the primary", || {
             self.replicas().iter().all(|replica| {
-                replica.info("replication", "master_link_status").as_deref() == Some("up")
-                    && replica.info("replication", "master_port") == Some(self.named().port.to_string())
+                replica.try_info("replication", "master_link_status").as_deref() == Some("up")
+                    && replica.try_info("replication", "master_port") == Some(self.named().port.to_string())
             })
         });
     }

@@ -238,6 +238,12 @@ impl RedisServer {
         field_of(&self.cli(&["INFO", section]), field)
     }
 
+    /// The same of a server that may be away, or just closing connections.
+    pub fn try_info(&self, section: &str, field: &str) -> Option<String> {
+        let reply = self.try_reply(&["INFO", section]).ok()?;
+        field_of(&reply.text(), field)
+    }
+
     /// How often a command ran since the start or `reset_stats`; of commands called by scripts too.
     /// In lower case, `evalsha`; a subcommand as `client|setname`. The helpers here run `info`, `keys`
     /// and what they were asked to.
