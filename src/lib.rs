@@ -41,7 +41,7 @@ mod watchdog;
 pub use backend::embedded::Embedded;
 #[cfg(feature = "redis")]
 #[doc(hidden)]
-pub use backend::redis::Examination;
+pub use backend::redis::{CallEncoding, Examination};
 pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
 pub use config::{Backoff, Config, Tls};

@@ -52,6 +52,7 @@ mod together;
 
 pub use look::Examination;
 pub(crate) use options::RedisOptions;
+pub use scripts::CallEncoding;
 
 use cluster::Cluster;
 use link::{Linker, Live, Way, jitter};

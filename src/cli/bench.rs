@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// About how long each case takes, in seconds: 1 to 600 [default: 5, or 1 with --quick]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: Option<u64>,
-    /// Fewer tasks, waiters and readers: to see that it works, not what it costs
+    /// Fewer waiters, holds and rounds: to see that it works, not what it costs
     #[arg(long)]
     quick: bool,
     /// Print the result as one JSON object

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -505,11 +505,11 @@ pub(super) struct ByHand<T> {
     woken: Arc<Woken>,
 }
 
-struct Woken(AtomicBool);
+struct Woken(AtomicU64);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Release);
+        self.0.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -517,12 +517,12 @@ impl<T> ByHand<T> {
     pub(super) fn new(future: impl Future<Output = T> + 'static) -> Self {
         Self {
             future: Box::pin(future),
-            woken: Arc::new(Woken(AtomicBool::new(true))),
+            woken: Arc::new(Woken(AtomicU64::new(1))),
         }
     }
 
     pub(super) fn poll(&mut self) -> Option<T> {
-        self.woken.0.store(false, Ordering::Release);
+        self.woken.0.store(0, Ordering::Release);
         let waker = Waker::from(self.woken.clone());
         match self.future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(value) => Some(value),
@@ -532,6 +532,11 @@ impl<T> ByHand<T> {
 
     /// Does it want to be polled?
     pub(super) fn is_woken(&self) -> bool {
+        self.wakes() > 0
+    }
+
+    /// How often it was woken since it was polled.
+    pub(super) fn wakes(&self) -> u64 {
         self.woken.0.load(Ordering::Acquire)
     }
 }

@@ -70,6 +70,39 @@ fn a_guard_ends_before_its_lease_when_renewals_are_not_answered() {
 }
 
 #[test]
+fn a_grant_wakes_who_is_granted_once_and_nobody_else() {
+    alone(async {
+        let (_clock, server) = world();
+        let home = || Home::Runtime(tokio::runtime::Handle::current());
+        let (holder, client) = (Client::new(&server, home()), Client::new(&server, home()));
+        let held = holder.lock().write().await.expect("free");
+        let mut line: Vec<_> = (0..5)
+            .map(|_| ByHand::new(client.lock().write().into_future()))
+            .collect();
+        for waiter in &mut line {
+            // Until it stands in line; what it is woken for on its way there does not count.
+            while waiter.is_woken() {
+                assert!(waiter.poll().is_none());
+                work().await;
+            }
+        }
+        held.release().await.expect("held");
+        work().await;
+        let wakes: Vec<u64> = line.iter().map(ByHand::wakes).collect();
+        assert_eq!(wakes, [1, 0, 0, 0, 0]);
+        let next = line
+            .remove(0)
+            .poll()
+            .expect("it is its own already")
+            .expect("granted");
+        next.release().await.expect("held");
+        work().await;
+        let wakes: Vec<u64> = line.iter().map(ByHand::wakes).collect();
+        assert_eq!(wakes, [1, 0, 0, 0]);
+    });
+}
+
+#[test]
 fn a_clock_that_jumps_past_the_lease_is_seen_at_the_first_look() {
     alone(async {
         let (clock, server) = world();

@@ -236,7 +236,7 @@ impl Server {
                 spent.scripts += number("calls");
                 spent.script_us += number("usec");
             }
-            if command == "publish" {
+            if matches!(command, "publish" | "spublish") {
                 spent.published += number("calls");
             }
         }

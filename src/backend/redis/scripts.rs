@@ -15,9 +15,9 @@ use redis::Value;
 
 use crate::looking::Pattern;
 use crate::protocol::{
-    Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation, OwnerId,
-    Polled, Push, Released, Renewed, Reply, RequestId, Revoking, Snapshot, WaitRow, Withdrawn, WithdrawnFrom,
-    number_from_wire, number_to_wire,
+    Acquire, Acquired, Answer, Call, ClientId, Downgraded, Ending, Grant, HeldRow, Mode, Name, Operation,
+    OwnerId, Polled, Push, Release, Released, Renewal, Renewed, Reply, RequestId, Revoking, Snapshot,
+    WaitRow, Withdrawn, WithdrawnFrom, number_from_wire, number_to_wire,
 };
 use crate::state::{BLAME_ROWS, Tuning};
 
@@ -214,11 +214,12 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    fn new(script: &'static Script) -> Self {
+    /// With room for what is said of so many names.
+    fn new(script: &'static Script, names: usize) -> Self {
         Self {
             script,
-            text: String::with_capacity(500),
-            ends: Vec::with_capacity(16),
+            text: String::with_capacity(500 * names),
+            ends: Vec::with_capacity(16 * names),
             keys: 0,
         }
     }
@@ -343,7 +344,11 @@ pub(super) fn script_of(operation: &Operation) -> &'static Script {
 
 /// Where clients listen to `channels` and their ids. With a hash tag in it messages are sent by SPUBLISH.
 pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool, channels: &str) -> Encoded {
-    let mut to = Encoded::new(script_of(&call.operation));
+    let names = match &call.operation {
+        Operation::Renew(ops) => ops.len(),
+        _ => 1,
+    };
+    let mut to = Encoded::new(script_of(&call.operation), names);
     match &call.operation {
         Operation::Renew(ops) => {
             for of in ops.chunk_by(|a, b| a.name == b.name) {
@@ -407,6 +412,79 @@ pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool
         }
     }
     to
+}
+
+/// What is said to a server, for `benches/` to weigh.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct CallEncoding(Vec<Call>);
+
+impl CallEncoding {
+    /// An acquisition and its release; and a renewal of so many names.
+    #[must_use]
+    pub fn of(names: u32) -> [Self; 2] {
+        let client = ClientId(1);
+        let name = |number: u32| Name::new(&format!("orders/{number}")).ok();
+        let request = |number: u32| RequestId {
+            client,
+            number: 50_000_000_000_000 + u64::from(number),
+        };
+        let owner = |number| OwnerId::of(request(number));
+        let pair = name(0).into_iter().flat_map(|name| {
+            let acquire = Operation::Acquire(Acquire {
+                request: request(0),
+                owner: owner(0),
+                mode: Mode::Write,
+                wait: true,
+                first: false,
+                lease_ms: 30_000,
+                ticket: 0,
+                upgrade_of: None,
+                label: String::new(),
+            });
+            let release = Operation::Release(Release {
+                request: request(0),
+                owner: owner(0),
+                fence: 1_795_277_412_238_121,
+                again: false,
+                mark: false,
+            });
+            [acquire, release].map(|operation| Call {
+                name: name.clone(),
+                operation,
+            })
+        });
+        let renewals: Vec<Renewal> = (0..names)
+            .filter_map(|number| {
+                Some(Renewal {
+                    name: name(number)?,
+                    request: request(number),
+                    owner: owner(number),
+                    fence: 1_795_277_412_238_121,
+                    lease_ms: 30_000,
+                    fixed: false,
+                })
+            })
+            .collect();
+        let renewal = name(0).map(|name| Call {
+            name,
+            operation: Operation::Renew(renewals),
+        });
+        [Self(pair.collect()), Self(renewal.into_iter().collect())]
+    }
+
+    /// As it goes to the server: how many bytes.
+    #[must_use]
+    pub fn encode(&self) -> usize {
+        let tuning = crate::Config::default().tuning();
+        let bytes = |call| {
+            encode_for(call, 1, &tuning, true, CHANNEL)
+                .evalsha()
+                .get_packed_command()
+                .len()
+        };
+        self.0.iter().map(bytes).sum()
+    }
 }
 
 /// Something came that no script of ours says.

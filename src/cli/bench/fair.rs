@@ -29,17 +29,18 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
 
 async fn writers(ground: &Ground) -> anyhow::Result<Vec<Row>> {
     let name = ground.name("writers");
-    let until = Instant::now() + ground.seconds() / 2;
     let mut clients = JoinSet::new();
     let mut locks = Vec::new();
     for _ in 0..CLIENTS {
         locks.push(ground.client().await?.rwlock(&name)?);
     }
+    let until = Instant::now() + ground.seconds() / 2;
     for lock in locks {
         clients.spawn(async move {
             let mut waits = Vec::new();
             let mut holds = Vec::new();
-            while Instant::now() < until {
+            // The first turn does not count.
+            while Instant::now() < until || waits.len() < 2 {
                 let asked = Instant::now();
                 let guard = lock.write().await?;
                 let granted = Instant::now();

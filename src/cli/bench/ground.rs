@@ -46,6 +46,8 @@ pub(crate) fn builder() -> Builder {
         .connect_timeout(Duration::from_secs(3))
         // Thousands of calls at once take a busy server a while.
         .response_timeout(Duration::from_secs(20))
+        // What is counted is the case's, not the links' own.
+        .idle_ping(Duration::from_secs(600))
 }
 
 impl Ground {
@@ -100,6 +102,14 @@ impl Ground {
         name
     }
 
+    /// The same for names that were made elsewhere; each counts once.
+    pub(crate) fn names_too(&self, names: &[String]) {
+        let mut all = self.names.lock();
+        if names.first().is_some_and(|first| !all.contains(first)) {
+            all.extend_from_slice(names);
+        }
+    }
+
     /// A process that ends by itself, and cleans up, when its stdin does.
     pub(crate) fn child(&self, child: Child) {
         self.children.lock().push(child);
@@ -114,15 +124,18 @@ impl Ground {
                 ended?;
             }
         }
-        let clients = std::mem::take(&mut *self.clients.lock());
-        for client in clients {
+        // Whoever interrupts this does it again: nothing is forgotten before it is done.
+        let clients = self.clients.lock().clone();
+        for client in &clients {
             client.close().await?;
         }
-        let names = std::mem::take(&mut *self.names.lock());
-        match &self.redis {
-            Some(redis) => redis.delete(&names).await,
-            None => Ok(()),
+        self.clients.lock().drain(..clients.len());
+        let names = self.names.lock().clone();
+        if let Some(redis) = &self.redis {
+            redis.delete(&names).await?;
         }
+        self.names.lock().drain(..names.len());
+        Ok(())
     }
 
     /// What a reader of the result should know.

@@ -74,6 +74,8 @@ impl RedisBenchmark {
         let all: Vec<String> = (0..names)
             .map(|number| name(&format_args!("{number:012}")))
             .collect();
+        // Deleted below, or with the case if it ends before that.
+        ground.names_too(&all);
         let calls =
             |words: &[Vec<u8>]| -> Vec<Cmd> { all.iter().map(|name| redis.pair.call(words, name)).collect() };
         let (acquire, release) = (&redis.pair.acquire, &redis.pair.release);

@@ -21,7 +21,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     };
     let holds = ground.size(10_000, 500);
     // A third of it is a round; a few rounds fit into the case's time, and a round is long enough for a busy machine.
-    let round = (ground.seconds() / 2).clamp(Duration::from_millis(500), Duration::from_secs(5));
+    let round = (ground.seconds() / 2).clamp(Duration::from_secs(2), Duration::from_secs(5));
     let client = ground.client_of(builder().lease(round * 3)).await?;
     let locks = (0..holds)
         .map(|number| client.rwlock(&ground.name(format_args!("held/{number}"))))

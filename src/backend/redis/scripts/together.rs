@@ -13,7 +13,7 @@ pub(crate) fn encode_all(
     trust: bool,
     channels: &str,
 ) -> Encoded {
-    let mut to = Encoded::new(&ACQUIRE_ALL);
+    let mut to = Encoded::new(&ACQUIRE_ALL, parts.len());
     for (name, _) in parts {
         to.keys_of(name);
     }
