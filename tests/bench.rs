@@ -178,27 +178,38 @@ fn check_gives_the_status_that_the_report_tells() {
 #[test]
 fn an_interrupt_leaves_nothing_behind() {
     let server = RedisServer::start();
-    let directory = tempfile::tempdir().expect("the system has a directory for temporary files");
-    let err = directory.path().join("err");
-    let url = server.url();
-    let mut command = relatch(&["bench", "handoff", "--seconds", "600", "--redis", &url]);
-    command
-        .stdout(Stdio::null())
-        .stderr(File::create(&err).expect("files can be written"));
-    let mut process = Process::spawn(command).expect("the command can be started");
-    eventually_blocking(BOUND, "somebody waits in line", || {
-        server.keys().iter().any(|key| key.ends_with(":queue"))
-    });
-    process.signal(Signal::INT);
-    let mut status = None;
-    eventually_blocking(BOUND, "the bench ends", || {
-        status = process.ended();
-        status.is_some()
-    });
-    let err = fs::read_to_string(err).expect("what was written can be read");
-    assert_eq!(status.and_then(|status| status.code()), Some(2), "{err}");
-    assert!(err.contains("interrupted: nothing was left behind"), "{err}");
-    assert_eq!(server.keys(), [""; 0]);
+    for (case, seconds, when, key) in [
+        ("handoff", "600", "somebody waits in line", ":queue"),
+        // One of twenty thousand. They come when all tasks have had their share of the time.
+        (
+            "throughput",
+            "10",
+            "redis-benchmark has its names",
+            "/numbered/000000000007}",
+        ),
+    ] {
+        let directory = tempfile::tempdir().expect("the system has a directory for temporary files");
+        let err = directory.path().join("err");
+        let url = server.url();
+        let mut command = relatch(&["bench", case, "--seconds", seconds, "--redis", &url]);
+        command
+            .stdout(Stdio::null())
+            .stderr(File::create(&err).expect("files can be written"));
+        let mut process = Process::spawn(command).expect("the command can be started");
+        eventually_blocking(BOUND * 3, when, || {
+            server.keys().iter().any(|found| found.ends_with(key))
+        });
+        process.signal(Signal::INT);
+        let mut status = None;
+        eventually_blocking(BOUND, "the bench ends", || {
+            status = process.ended();
+            status.is_some()
+        });
+        let err = fs::read_to_string(err).expect("what was written can be read");
+        assert_eq!(status.and_then(|status| status.code()), Some(2), "{err}");
+        assert!(err.contains("interrupted: nothing was left behind"), "{err}");
+        assert_eq!(server.keys(), [""; 0]);
+    }
 }
 
 #[track_caller]
