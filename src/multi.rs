@@ -89,14 +89,14 @@ tuples! {
 /// An acquisition of several names, all or none: await it for the [`MultiGuard`].
 ///
 /// They are taken in the order of their names, whatever order they are given in, so that two of these can't wait for each other; they can with
-/// who takes names one by one in another order. A name that is given more than once is taken once, in the strongest of its modes. All have one owner and one timeout.
+/// who takes names one by one in another order. A name that is given more than once is taken once, in the strongest of its modes, and with what was said of any of its parts (a lease, a label and so on). All have one owner and one timeout.
 /// While it waits for a name it holds those before it. Where one step can't take them (names in several slots of a cluster, or more than 128), that is so
 /// without a wait, too: one that is refused is found out when those before it are held, and they are given back.
 ///
 /// # Errors
 ///
 /// As [`Acquire`]; the blame of a timeout is about the name that was not to be had. And
-/// [`is_invalid`](Error::is_invalid) for a part with an owner or a timeout of its own, or of another client;
+/// [`is_invalid`](Error::is_invalid) for a part with an owner or a timeout of its own, or of another client, and for parts of one name of which different things were said;
 /// [`is_lost`](Error::is_lost) when one of the holds was lost while the others were waited for.
 ///
 /// # Cancel safety
@@ -257,15 +257,48 @@ fn in_order(client: &Arc<Handle>, parts: Vec<Part>) -> Result<Vec<Spec>, Error> 
         specs.push(spec);
     }
     specs.sort_by(|a, b| a.name.cmp(&b.name).then(b.mode.cmp(&a.mode)));
+    let mut differs = None;
     specs.dedup_by(|weaker, kept| {
         let same = weaker.name == kept.name;
-        if same {
-            // What one of them is not to do, both are not.
-            kept.first |= weaker.first;
+        if same && let Err(option) = take_over(kept, weaker) {
+            differs.get_or_insert_with(|| {
+                invalid(
+                    &format!("it is given more than once, each time with another {option}; say one"),
+                    kept,
+                )
+            });
         }
         same
     });
-    Ok(specs)
+    differs.map_or(Ok(specs), Err)
+}
+
+/// What was said of one of two parts with the same name goes for the hold that both are. Tells of what they do not agree.
+fn take_over(kept: &mut Spec, other: &mut Spec) -> Result<(), &'static str> {
+    fn agree<T: PartialEq>(
+        kept: &mut Option<T>,
+        other: &mut Option<T>,
+        option: &'static str,
+    ) -> Result<(), &'static str> {
+        match (&kept, other.take()) {
+            (Some(kept), Some(said)) if *kept != said => return Err(option),
+            (None, said) => *kept = said,
+            _ => {}
+        }
+        Ok(())
+    }
+    kept.first |= other.first;
+    kept.keep_until_dropped |= other.keep_until_dropped;
+    agree(&mut kept.lease, &mut other.lease, "lease")?;
+    agree(&mut kept.max_hold, &mut other.max_hold, "max_hold")?;
+    agree(&mut kept.replicas, &mut other.replicas, "number of replicas")?;
+    agree(&mut kept.spin, &mut other.spin, "back-off")?;
+    if kept.label.is_empty() {
+        kept.label = std::mem::take(&mut other.label);
+    } else if !other.label.is_empty() && kept.label != other.label {
+        return Err("label");
+    }
+    Ok(())
 }
 
 impl IntoFuture for Multi {
@@ -419,6 +452,11 @@ impl MultiGuard {
         self.client.clone()
     }
 
+    /// An error if one of them is lost.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.holds.iter().try_for_each(Hold::check)
+    }
+
     /// The names that are held, in the order of their bytes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.holds.iter().map(Hold::name)
@@ -442,7 +480,7 @@ impl MultiGuard {
 
     /// Are all of them held, for certain? By our own clock; asks nobody.
     pub fn is_held(&self) -> bool {
-        self.holds.iter().all(|hold| hold.check().is_ok())
+        self.check().is_ok()
     }
 
     /// How long all of them are held for certain, if nothing renews them any more: the shortest. Zero when one is lost.

@@ -23,6 +23,10 @@ const MOST: usize = 65_536;
 /// can compute who locks what; and **all must agree on the number**, as they must on the name: with another number these are other locks, which exclude
 /// nobody here.
 ///
+/// On a Redis Cluster the stripes are spread over the slots, and so over the servers. A name that begins with a tag in braces keeps all of them in one
+/// slot: the stripes of `{stock}` are all on the server that has `{stock}`, which then takes up to 128 of them in one step
+/// ([`read_all`](Self::read_all)), and alone bears their load.
+///
 /// Two keys may share a stripe. An owner re-enters it, as ever; who takes several keys one after the other, without an owner,
 /// may wait for itself, and two that do so in different orders for each other: take them with [`write_for`](Self::write_for) or
 /// [`read_for`](Self::read_for), which know what to do.
@@ -47,6 +51,7 @@ pub struct Striped {
     client: Arc<Handle>,
     name: Name,
     stripes: usize,
+    first: bool,
 }
 
 impl fmt::Debug for Striped {
@@ -72,6 +77,7 @@ impl Striped {
             client,
             name,
             stripes,
+            first: false,
         })
     }
 
@@ -83,6 +89,13 @@ impl Striped {
     /// How many stripes there are.
     pub fn stripes(&self) -> usize {
         self.stripes
+    }
+
+    /// The same stripes, for who wants self-locking refused: see [`RwLock::non_reentrant`]. Mind that two keys may be on one stripe, which is
+    /// refused just as the same key is.
+    pub fn non_reentrant(mut self) -> Self {
+        self.first = true;
+        self
     }
 
     /// Which stripe a key is on: from 0.
@@ -113,12 +126,13 @@ impl Striped {
         self.many(self.stripes_of(keys), Mode::Write)
     }
 
-    /// To read everything: all stripes, for totals. It takes one after the other, and waits for those who write.
+    /// To read everything: all stripes, for totals. They are taken in one step where that can be (up to 128 stripes, in one slot), and if nobody
+    /// writes; else one after the other, and it waits for those who write. See [`Multi`].
     pub fn read_all(&self) -> Multi {
         self.many((0..self.stripes).collect(), Mode::Read)
     }
 
-    /// To change everything: all stripes.
+    /// To change everything: all stripes, taken as by [`read_all`](Self::read_all).
     pub fn write_all(&self) -> Multi {
         self.many((0..self.stripes).collect(), Mode::Write)
     }
@@ -136,7 +150,7 @@ impl Striped {
         RwLock {
             client: self.client.clone(),
             name: Name::known(stripe_name(&self.name, stripe, self.stripes)),
-            first: false,
+            first: self.first,
         }
     }
 }

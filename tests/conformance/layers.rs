@@ -5,10 +5,10 @@ mod claims {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
-    use relatch::{LostCause, Mode, Owner, Part, Relatch, Stamp};
+    use relatch::{Backoff, LostCause, Mode, Owner, Part, Relatch, Stamp};
 
     use crate::support::{BOUND, eventually_async};
-    use crate::{Client, World, free, lock, ms, runs_out, soon, waiters};
+    use crate::{Client, LEASE, World, free, lock, ms, runs_out, soon, waiters};
 
     /// Nobody holds any of these names and nobody waits for one.
     async fn all_free(client: &Client, names: &[&str]) {
@@ -131,6 +131,45 @@ mod claims {
         );
         drop(all);
         all_free(&a, &["it"]).await;
+    }
+
+    pub async fn what_is_said_of_any_part_of_a_name_goes_for_it_and_different_things_are_an_error(
+        world: &World,
+    ) {
+        let a = world.client().await;
+        let l = lock(&a);
+        let parts = [
+            Part::from(l.write()),
+            l.read().label("sale").into(),
+            l.upgradable_read().lease(LEASE).label("sale").into(),
+        ];
+        let all = soon(a.multi(parts)).await.unwrap();
+        let seen = a.inspect("it").await.unwrap();
+        let held = &seen.holders[0];
+        assert_eq!((held.label.as_deref(), held.mode), (Some("sale"), Mode::Write));
+        assert!(all.valid_for() <= LEASE, "{:?}", all.valid_for());
+        all.release().await.unwrap();
+
+        for (other, option) in [
+            (l.read().lease(ms(70)), "lease"),
+            (l.read().max_hold(ms(70)), "max_hold"),
+            (l.read().label("count"), "label"),
+            (l.read().spin(Backoff::new(ms(7), ms(70))), "back-off"),
+            (l.read().replicas(2, ms(70)), "replicas"),
+        ] {
+            let said = l.write().lease(LEASE).max_hold(LEASE).label("sale");
+            let said = said.spin(Backoff::default()).replicas(1, ms(70));
+            let error = soon(a.multi([Part::from(said), other.into()])).await.unwrap_err();
+            assert!(
+                error.is_invalid() && error.to_string().contains(option),
+                "{error}"
+            );
+        }
+        let kept = a.multi([Part::from(l.write()), l.read().keep_until_dropped().into()]);
+        assert!(
+            format!("{kept:?}").contains("keep_until_dropped: true"),
+            "{kept:?}"
+        );
     }
 
     pub async fn no_name_at_all_is_held_at_once(world: &World) {
@@ -431,6 +470,28 @@ mod claims {
         keys.release().await.unwrap();
     }
 
+    pub async fn stripes_that_are_not_to_be_reentered_refuse_their_own_owner(world: &World) {
+        let a = world.client().await;
+        let (stock, once) = (
+            a.striped("stock", 8).unwrap(),
+            a.striped("stock", 8).unwrap().non_reentrant(),
+        );
+        let owner = Owner::new();
+        let held = once.write_for([1, 2]).owner(&owner).await.unwrap();
+        for key in [1, 2] {
+            let error = once.lock_for(&key).read().owner(&owner).await.unwrap_err();
+            assert!(error.is_refused(), "{error}");
+        }
+        assert!(
+            soon(once.read_all().owner(&owner))
+                .await
+                .unwrap_err()
+                .is_refused()
+        );
+        drop(soon(stock.lock_for(&1).read().owner(&owner)).await.unwrap());
+        held.release().await.unwrap();
+    }
+
     pub async fn all_stripes_keep_everybody_out_and_see_one_state(world: &World) {
         let (a, b) = (world.client().await, world.client().await);
         let stock = a.striped("stock", 5).unwrap();
@@ -478,6 +539,7 @@ on_every_backend! { "layers.rs":
     a_lock_that_is_not_to_be_reentered_refuses_its_own_owner
     several_names_are_held_at_once_each_in_its_mode
     a_name_given_twice_is_held_once_in_the_strongest_mode
+    what_is_said_of_any_part_of_a_name_goes_for_it_and_different_things_are_an_error
     no_name_at_all_is_held_at_once
     whatever_the_order_nobody_waits_for_each_other
     several_names_have_one_deadline_and_leave_nothing_when_it_passes
@@ -491,5 +553,6 @@ on_every_backend! { "layers.rs":
     a_stamp_stands_until_somebody_writes
     a_stamp_does_not_keep_a_writer_out
     keys_of_other_stripes_do_not_wait
+    stripes_that_are_not_to_be_reentered_refuse_their_own_owner
     all_stripes_keep_everybody_out_and_see_one_state
 }
