@@ -11,7 +11,8 @@
 //!   [`Builder::connect_blocking`](crate::Builder::connect_blocking) and [`Builder::own_thread`](crate::Builder::own_thread). With any other the wait is an
 //!   [error](crate::Error::is_invalid), as the client's task might run on the very thread that waits for it.
 //!
-//! It needs no runtime, and can be called inside of one, of any flavor: it blocks the thread that it is called on, as `std`'s locks do. Inside a
+//! It needs no runtime, and can be called inside of one, of any flavor, with timers or without: it blocks the thread that it is called on, as `std`'s locks do. Only
+//! a client's own thread refuses to wait ([`block_on`](crate::Relatch::block_on) spawns there where it has no other runtime). Inside a
 //! runtime with a single thread what this thread waits for has to be released by another thread; give it a timeout.
 //!
 //! A pool that runs another job on a thread while one of its jobs waits (rayon does) makes the two one owner: name one for each job there.
@@ -50,13 +51,14 @@ use std::task::{Context, Wake, Waker};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::core::{Core, Room};
+use crate::core::Core;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{FromHold, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};
 use crate::lock::{Acquire, TryAcquire};
 use crate::multi::{Multi, MultiGuard, TryMulti};
 use crate::owner::Owner;
 use crate::protocol::Mode;
+use crate::room::{self, Room};
 
 /// Connects to a server, and gives the client a thread of its own. Needs no runtime.
 ///
@@ -94,6 +96,14 @@ pub(crate) fn wait_for_theirs<F: Future>(core: &Core, future: F) -> Result<F::Ou
 }
 
 fn room(core: &Core) -> Result<Room, Error> {
+    if room::is_ours() {
+        return Err(ErrorKind::Invalid(
+            "this is a client's own thread, which renews and hears what is granted, and must not block: `.await` it, or spawn the task on \
+             a runtime of your own"
+                .into(),
+        )
+        .into());
+    }
     if let Some(room) = core.room() {
         return Ok(room);
     }
@@ -280,8 +290,11 @@ impl Guard<MultiGuard> {
     ///
     /// As [`MultiGuard::release`].
     pub fn release(self) -> Result<(), Error> {
-        let client = self.guard.client();
-        wait(&client, self.guard.release())?
+        match room(&self.guard.client()) {
+            Ok(room) => wait_in(room, self.guard.release()),
+            // That they are lost says more than that the client is closed. Those that are left go back with the guard.
+            Err(error) => self.guard.check().and(Err(error)),
+        }
     }
 }
 

@@ -61,7 +61,7 @@ impl Relatch {
     }
 
     /// A client with a lock server of its own inside this process: it excludes nobody outside it. Needs no runtime to be
-    /// made, as it starts a thread of its own; to wait for a lock takes a Tokio runtime with its time driver on.
+    /// made, as it starts a thread of its own, nor to be waited for: its timers are there.
     ///
     /// # Panics
     ///
@@ -105,7 +105,7 @@ impl Relatch {
     ///
     /// # Errors
     ///
-    /// Those of `work`; and [`is_invalid`](Error::is_invalid) when this client has no thread of its own.
+    /// Those of `work`; and [`is_invalid`](Error::is_invalid) when this client has no thread of its own, or this is a client's own thread.
     ///
     /// ```
     /// let relatch = relatch::Relatch::embedded();
@@ -663,7 +663,7 @@ impl Builder {
         let core = Arc::new_cyclic(|core: &Weak<Core>| {
             let core = core.clone();
             let backend = server.join(id, self.config.tuning(), sink(move || core.upgrade()));
-            Core::new(id, self.config, server.clock(), Arc::new(backend))
+            Core::new(id, self.config, server.clock().of_a_client(), Arc::new(backend))
         });
         Ok(Relatch {
             client: core.start(Home::Thread)?,
@@ -728,16 +728,15 @@ impl Builder {
     #[cfg(feature = "redis")]
     async fn connect_to(self, url: String) -> Result<Relatch, Error> {
         self.config.check()?;
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return Err(invalid(
-                "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`), or `connect_blocking`",
-            ));
-        };
         let within = self.config.connect_timeout;
-        let home = if self.own_thread {
-            Home::Thread
-        } else {
-            Home::Runtime(runtime)
+        let home = match tokio::runtime::Handle::try_current() {
+            _ if self.own_thread => Home::Thread,
+            Ok(runtime) => Home::Runtime(runtime),
+            Err(_) => {
+                return Err(invalid(
+                    "connecting needs a Tokio runtime around it, with its time and I/O drivers on (`enable_all`), or `own_thread`",
+                ));
+            }
         };
         let (client, backend) = self.link(url, home)?;
         backend.ready(within).await?;
@@ -762,7 +761,7 @@ impl Builder {
         use crate::backend::redis::{RedisBackend, RedisOptions};
 
         let options = RedisOptions::of(url, &self.config);
-        let clock = Clock::system();
+        let clock = Clock::system().of_a_client();
         self.assemble(clock.clone(), home, |id, tuning, sink| {
             RedisBackend::new(options, id, tuning, clock, sink)
         })

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::room::{Room, Rooms};
+
 /// A point on a client's monotonic clock. Only meaningful within one [`Clock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(pub(crate) Duration);
@@ -48,7 +50,10 @@ impl Moment {
 /// # Ok::<(), relatch::Error>(()) }).unwrap();
 /// ```
 #[derive(Clone, Debug)]
-pub struct Clock(Source);
+pub struct Clock {
+    source: Source,
+    rooms: Rooms,
+}
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -83,6 +88,15 @@ struct Manual {
     sleepers: Vec<(Duration, Waker)>,
 }
 
+impl From<Source> for Clock {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            rooms: Rooms::default(),
+        }
+    }
+}
+
 impl Default for Clock {
     fn default() -> Self {
         Self::system()
@@ -92,7 +106,7 @@ impl Default for Clock {
 impl Clock {
     /// The operating system's monotonic clock, which goes on in suspend.
     pub fn system() -> Self {
-        Self(Source::System)
+        Source::System.into()
     }
 
     /// A clock that only [`advance`](Self::advance) moves.
@@ -101,22 +115,32 @@ impl Clock {
     /// see them renewed, move it by less than a third of the lease and wait until the guard's
     /// [`valid_for`](crate::WriteGuard::valid_for) has grown before moving it on: the watchdog works on a thread of its own.
     pub fn manual() -> Self {
-        Self(Source::Manual(Arc::new(Mutex::new(Manual {
+        Source::Manual(Arc::new(Mutex::new(Manual {
             // Any time will do; not zero, so that "before" exists.
             now: Duration::from_secs(1_000_000),
             sleepers: Vec::new(),
-        }))))
+        })))
+        .into()
     }
 
     /// One that runs with a simulation.
     #[cfg(feature = "cli")]
     pub(crate) fn simulated(skew: Skew) -> Self {
-        Self(Source::Simulated(skew))
+        Source::Simulated(skew).into()
+    }
+
+    /// The same time, for one client: its timers run where that has a thread of its own.
+    pub(crate) fn of_a_client(&self) -> Self {
+        self.source.clone().into()
+    }
+
+    pub(crate) fn rooms(&self) -> &Rooms {
+        &self.rooms
     }
 
     /// Moves a manual clock, and wakes what was waiting for that time. The system's clock does not move by this.
     pub fn advance(&self, by: Duration) {
-        let Source::Manual(manual) = &self.0 else {
+        let Source::Manual(manual) = &self.source else {
             return;
         };
         let due: Vec<Waker> = {
@@ -133,7 +157,7 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Moment {
-        match &self.0 {
+        match &self.source {
             Source::System => Moment(system_now()),
             Source::Manual(manual) => Moment(manual.lock().now),
             #[cfg(feature = "cli")]
@@ -146,7 +170,7 @@ impl Clock {
         Sleep {
             clock: self.clone(),
             at,
-            tokio: None,
+            timer: None,
         }
     }
 }
@@ -182,7 +206,25 @@ const NAP: Duration = Duration::from_secs(1);
 pub(crate) struct Sleep {
     clock: Clock,
     at: Moment,
-    tokio: Option<Pin<Box<tokio::time::Sleep>>>,
+    timer: Option<Timer>,
+}
+
+/// A timer of a runtime's, and what keeps that going if it is the client's own.
+#[derive(Debug)]
+struct Timer {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    _room: Option<Room>,
+}
+
+impl Timer {
+    fn new(rooms: &Rooms, nap: Duration) -> Self {
+        let room = rooms.enter();
+        let sleep = {
+            let _context = room.as_ref().map(|room| room.runtime.enter());
+            Box::pin(tokio::time::sleep(nap))
+        };
+        Self { sleep, _room: room }
+    }
 }
 
 impl Future for Sleep {
@@ -194,7 +236,7 @@ impl Future for Sleep {
             // It never comes. Who waits for something else as well is woken by that.
             return Poll::Pending;
         }
-        if let Source::Manual(manual) = &self.clock.0 {
+        if let Source::Manual(manual) = &self.clock.source {
             let mut manual = manual.lock();
             if manual.now >= at.0 {
                 return Poll::Ready(());
@@ -216,18 +258,18 @@ impl Future for Sleep {
             let nap = at.since(now).min(NAP);
             // A clock that runs slower than the runtime's has as much left after a longer sleep.
             #[cfg(feature = "cli")]
-            let nap = match &self.clock.0 {
+            let nap = match &self.clock.source {
                 Source::Simulated(skew) => nap.div_f64(skew.rate),
                 _ => nap,
             };
-            let mut sleep = self
-                .tokio
+            let mut timer = self
+                .timer
                 .take()
-                .unwrap_or_else(|| Box::pin(tokio::time::sleep(nap)));
-            match sleep.as_mut().poll(cx) {
+                .unwrap_or_else(|| Timer::new(&self.clock.rooms, nap));
+            match timer.sleep.as_mut().poll(cx) {
                 Poll::Ready(()) => {}
                 Poll::Pending => {
-                    self.tokio = Some(sleep);
+                    self.timer = Some(timer);
                     return Poll::Pending;
                 }
             }

@@ -5,7 +5,6 @@
 //! made on, and **moves to a thread of its own when that runtime shuts down**: guards outlive runtimes, and what a runtime drops while it
 //! shuts down must still be given back.
 
-use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::backend::{Backend, Heard, Told};
 use crate::clock::{Clock, Moment};
@@ -22,6 +21,7 @@ use crate::error::{Error, ErrorKind, LostCause};
 use crate::observe;
 use crate::protocol::{ClientId, ClientInfo, EPOCH_US, Name, Push, RequestId, millis};
 use crate::reaper::Reaper;
+use crate::room::Room;
 use crate::waiters::Waiters;
 use crate::watchdog::{Watchdog, margin};
 
@@ -37,15 +37,6 @@ pub(crate) struct Core {
     server_time: Mutex<Option<ServerTime>>,
     ending: AtomicBool,
     ended: watch::Sender<bool>,
-    room: Mutex<Option<Room>>,
-}
-
-/// The runtime of a client whose task has a thread of its own: where a thread that blocks may wait, as nobody can block that. Who has
-/// a clone keeps it, and its timers, going.
-#[derive(Clone)]
-pub(crate) struct Room {
-    pub(crate) runtime: tokio::runtime::Handle,
-    _stay: mpsc::Sender<Infallible>,
 }
 
 /// The server's time in microseconds, from the last answer.
@@ -108,13 +99,12 @@ impl Core {
             server_time: Mutex::new(None),
             ending: AtomicBool::new(false),
             ended: watch::channel(false).0,
-            room: Mutex::new(None),
         }
     }
 
     /// Where a thread may wait for this client, if it has a thread of its own.
     pub(crate) fn room(&self) -> Option<Room> {
-        self.room.lock().clone()
+        self.clock.rooms().enter()
     }
 
     /// Starts the client's task.
@@ -347,31 +337,10 @@ impl Task {
 
     /// The task is made on the thread: where there is none, no task is dropped and moved again.
     fn on_a_thread(core: Arc<Core>) -> std::io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let (stay, mut left) = mpsc::channel(1);
-        *core.room.lock() = Some(Room {
-            runtime: runtime.handle().clone(),
-            _stay: stay,
-        });
         let client = core.clone();
-        let live = async move {
-            // Also when the task panics: nobody shall wait on timers that stand still.
-            let leaves = Leaves(client.clone());
-            Task::new(client).run().await;
-            drop(leaves);
-            // Who is still waiting here has timers that need this runtime.
-            let _nobody: Option<Infallible> = left.recv().await;
-        };
-        let thread = std::thread::Builder::new()
-            .name("relatch".into())
-            .spawn(move || runtime.block_on(live));
-        if let Err(error) = thread {
-            *core.room.lock() = None;
-            return Err(error);
-        }
-        Ok(())
+        core.clock
+            .rooms()
+            .open(async move { Task::new(client).run().await })
     }
 }
 
@@ -387,15 +356,6 @@ impl Drop for Task {
                 tracing::error!(%error, "no thread for a client whose runtime shut down; its holds will lapse");
             }
         }
-    }
-}
-
-/// A client's own thread ends with its task: from then on nobody may wait there.
-struct Leaves(Arc<Core>);
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        *self.0.room.lock() = None;
     }
 }
 

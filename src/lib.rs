@@ -26,6 +26,7 @@ mod observe;
 mod owner;
 mod protocol;
 mod reaper;
+mod room;
 #[cfg(feature = "redis")]
 mod script;
 #[cfg(feature = "cli")]

@@ -243,10 +243,13 @@ impl RedisBackend {
 
     /// Resolves on the first link, or with the first thing that went wrong: then [`drive`](Backend::drive), which must run, goes on trying.
     pub(crate) async fn ready(&self, within: Duration) -> Result<(), Error> {
-        match &self.route {
-            Route::One(linker) => linker.ready(within).await,
-            Route::Cluster(cluster) => cluster.ready(within).await,
-        }
+        let ready = async {
+            match &self.route {
+                Route::One(linker) => linker.ready(within).await,
+                Route::Cluster(cluster) => cluster.ready(within).await,
+            }
+        };
+        self.clock.rooms().within(ready).await
     }
 
     /// Of a single server.
@@ -267,6 +270,11 @@ impl RedisBackend {
             Some(way) => Ok(way),
             None => Err(Failure::No(ErrorKind::Closed.into())),
         }
+    }
+
+    /// What a user awaits needs the timers of a runtime; see [`room`](crate::room).
+    fn within<'a, T>(&'a self, work: impl Future<Output = T> + Send + 'a) -> Later<'a, T> {
+        Box::pin(self.clock.rooms().within(work))
     }
 
     /// The connection failed under a command, which may have been executed.
@@ -499,7 +507,7 @@ fn forbids(error: &ServerError) -> bool {
 
 impl Backend for RedisBackend {
     fn call<'a>(&'a self, call: &'a Call) -> Later<'a, Result<Heard, Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             let slot = self.route.slot(|| slots::slot_of(&call.name));
             let way = self.way(slot).await?;
             if let Route::Cluster(cluster) = &self.route {
@@ -543,11 +551,11 @@ impl Backend for RedisBackend {
     }
 
     fn acquire_all<'a>(&'a self, parts: &'a [(Name, Acquire)]) -> Later<'a, Result<Together, Failure>> {
-        Box::pin(self.acquire_together(parts))
+        self.within(self.acquire_together(parts))
     }
 
     fn run<'a>(&'a self, run: &'a Run) -> Later<'a, Result<Ran, Failure>> {
-        Box::pin(self.run_fenced(run))
+        self.within(self.run_fenced(run))
     }
 
     /// Keys of several names go in one call where they are in one slot.
@@ -556,7 +564,7 @@ impl Backend for RedisBackend {
     }
 
     fn announce<'a>(&'a self, info: Option<&'a ClientInfo>, for_ms: u64) -> Later<'a, Result<(), Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             let key = client_key(self.client);
             let command = match info {
                 Some(info) => {
@@ -575,7 +583,7 @@ impl Backend for RedisBackend {
     }
 
     fn clients<'a>(&'a self, ids: &'a [ClientId]) -> Later<'a, Result<Vec<Option<ClientInfo>>, Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             // All at once; what is ready together is sent together.
             let gets = ids.iter().map(|id| {
                 let key = client_key(*id);
@@ -608,7 +616,7 @@ impl Backend for RedisBackend {
         member: Member,
         replicas: Replicas,
     ) -> Later<'a, Result<(Polled, u64), Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             let slot = self.route.slot(|| slots::slot_of(name));
             let Way { live, .. } = self.way(slot).await?;
             let call = Call {

@@ -384,7 +384,12 @@ impl Client {
             ),
             wire: wire.clone(),
         };
-        let core = Arc::new(Core::new(id, config, server.clock(), Arc::new(backend)));
+        let core = Arc::new(Core::new(
+            id,
+            config,
+            server.clock().of_a_client(),
+            Arc::new(backend),
+        ));
         *wire.core.lock() = Arc::downgrade(&core);
         let handle = core.clone().start(home).expect("a client");
         Self {

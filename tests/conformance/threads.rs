@@ -457,6 +457,92 @@ mod claims {
         });
     }
 
+    /// Ours are on the client's own thread, wherever what needs them is polled.
+    pub async fn a_runtime_without_timers_and_one_that_shuts_down_will_do(world: &World) {
+        let a = client(world).await;
+        let held = lock(&a).write().owner(&Owner::new()).await.unwrap();
+        // What needs timers: a call, a wait, and one that runs out.
+        async fn calls(beside: &RwLock, lock: &RwLock) -> Result<(), Error> {
+            beside.write().timeout(BOUND).await?.release().await?;
+            let since = Instant::now();
+            loop {
+                match lock.read().timeout(ms(30)).await {
+                    Err(error) if has_run_out(&error, since) => return Ok(()),
+                    Ok(_) => panic!("somebody writes"),
+                    Err(_) => {}
+                }
+            }
+        }
+        let (there, l, beside) = (a.clone(), lock(&a), a.rwlock("beside").unwrap());
+        on_a_thread(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .build()
+                .unwrap();
+            let (tell, told) = mpsc::channel();
+            let (went, gone) = mpsc::channel::<()>();
+            runtime.block_on(async {
+                tokio::spawn({
+                    let (there, l, beside) = (there.clone(), l.clone(), beside.clone());
+                    async move {
+                        calls(&beside, &l).await.unwrap();
+                        there.block_on(calls(&beside, &l)).unwrap();
+                    }
+                })
+                .await
+                .unwrap();
+            });
+            runtime.spawn(async move {
+                let begun = tell.clone();
+                let work = async {
+                    begun.send(()).unwrap();
+                    gone.recv().unwrap();
+                    calls(&beside, &l).await
+                };
+                there.block_on(work).unwrap();
+                tell.send(()).unwrap();
+            });
+            told.recv().unwrap();
+            runtime.shutdown_background();
+            went.send(()).unwrap();
+            told.recv().expect("it was done all the same");
+        });
+        drop(held);
+    }
+
+    /// What is spawned where there is no runtime goes to the client's own thread, which must not wait for itself.
+    pub async fn a_clients_own_thread_refuses_to_block(world: &World) {
+        let (a, b) = (client(world).await, client(world).await);
+        on_a_thread(move || {
+            for other in [&a, &b] {
+                let l = lock(other);
+                let work = async {
+                    let spawned = tokio::spawn(async move {
+                        let error = l.write().wait().unwrap_err();
+                        let held = l.upgradable_read().await?;
+                        let kept = held.upgrade().wait().unwrap_err();
+                        assert!(error.is_invalid() && kept.error().is_invalid(), "{error}");
+                        kept.into_guard().release().await
+                    });
+                    spawned.await.unwrap()
+                };
+                a.block_on(work).unwrap();
+            }
+        });
+    }
+
+    pub async fn several_names_of_a_closed_client_are_lost(world: &World) {
+        let a = client(world).await;
+        on_a_thread(move || {
+            let names = ["x", "y"].map(|name| a.rwlock(name).unwrap().write());
+            let all = a.multi(names).wait().unwrap();
+            a.block_on(a.close()).unwrap();
+            eventually_blocking(BOUND, "its thread has ended", || lock(&a).read().wait().is_err());
+            let error = all.release().unwrap_err();
+            assert!(error.is_lost(), "{error}");
+        });
+    }
+
     pub async fn a_thread_of_a_scope_is_the_owner_of_that(world: &World) {
         let a = client(world).await;
         let owner = Owner::new();
@@ -504,6 +590,9 @@ on_every_backend! { "threads.rs":
     a_local_set_may_block_and_nothing_panics
     a_runtime_inside_of_another_may_block
     what_is_spawned_inside_outlives_the_client_where_the_caller_has_a_runtime
+    a_runtime_without_timers_and_one_that_shuts_down_will_do
+    a_clients_own_thread_refuses_to_block
+    several_names_of_a_closed_client_are_lost
     a_thread_of_a_scope_is_the_owner_of_that
     waiting_ends_when_the_client_is_closed
 }
@@ -522,6 +611,21 @@ mod alone {
         assert_eq!(relatch.block_on(relatch.inspect("it")).unwrap().holder_count, 1);
         held.release().unwrap();
         relatch.block_on(relatch.close()).unwrap();
+    }
+
+    #[test]
+    fn a_client_with_a_thread_of_its_own_is_awaited_without_any_runtime() {
+        let server = RedisServer::start();
+        pollster::block_on(async {
+            let builder = Relatch::builder().url(server.url()).own_thread();
+            let relatch = builder.connect().await.unwrap();
+            let lock = relatch.rwlock("it").unwrap();
+            let held = lock.write().await.unwrap();
+            let error = lock.read().timeout(crate::ms(5)).await.unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            held.release().await.unwrap();
+            relatch.close().await.unwrap();
+        });
     }
 
     #[test]

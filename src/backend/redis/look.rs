@@ -214,16 +214,16 @@ const FIRST: u16 = 0;
 
 impl Look for RedisBackend {
     fn names<'a>(&'a self, pattern: &'a Pattern, from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
-        Box::pin(self.scan(scripts::keys_like(pattern), "hash", "", from))
+        self.within(self.scan(scripts::keys_like(pattern), "hash", "", from))
     }
 
     fn lines<'a>(&'a self, from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         let like = format!("{}*}}{}*", scripts::LOCKS, scripts::LINE);
-        Box::pin(self.scan(like, "zset", scripts::LINE, from))
+        self.within(self.scan(like, "zset", scripts::LINE, from))
     }
 
     fn changes<'a>(&'a self, set: &'a Arc<ChangeSet>) -> Later<'a, Result<bool, Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             let mut commands = Pipeline::with_capacity(2);
             // Asked for twice it would be refused.
             commands.cmd("CLIENT").arg("TRACKING").arg("OFF");
@@ -261,7 +261,7 @@ impl Look for RedisBackend {
     }
 
     fn listening<'a>(&'a self, clients: &'a [ClientId]) -> Later<'a, Result<Vec<Option<bool>>, Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             // In a cluster they listen where they wait.
             if self.is_cluster() || clients.is_empty() {
                 return Ok(vec![None; clients.len()]);
@@ -298,7 +298,7 @@ impl Look for RedisBackend {
     }
 
     fn examine(&self) -> Later<'_, Result<Examination, Failure>> {
-        Box::pin(async move {
+        self.within(async move {
             let mut found = Examination {
                 place: self.place().to_owned(),
                 ..Examination::default()
