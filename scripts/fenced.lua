@@ -63,5 +63,18 @@ return {
       fences[i] = ARGV[i * 3 + 2]
     end
     return fences
-  end)(), { unpack(KEYS, ARGV[2] * 3 + 1) }, { unpack(ARGV, ARGV[2] * 3 + 3) }),
+  end)(), (function()
+    -- One by one: there may be more than fit on Lua's stack.
+    local keys = {}
+    for i = ARGV[2] * 3 + 1, #KEYS do
+      keys[#keys + 1] = KEYS[i]
+    end
+    return keys
+  end)(), (function()
+    local args = {}
+    for i = ARGV[2] * 3 + 3, #ARGV do
+      args[#args + 1] = ARGV[i]
+    end
+    return args
+  end)()),
 }

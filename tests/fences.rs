@@ -271,6 +271,94 @@ async fn a_script_is_brought_by_whichever_way_is_open_and_else_the_right_is_name
     );
 }
 
+/// What a script says in the server's words is not what the server says: it has run, and does not run again.
+#[tokio::test]
+async fn a_script_that_speaks_as_a_server_would_runs_once() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    for (n, said) in [
+        "NOSCRIPT No matching script. Please use EVAL.",
+        "MASTERDOWN says the shop",
+        "MOVED 1 127.0.0.1:1",
+        "NOPERM to sell",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let script = FencedScript::new(&format!(
+            "redis.call('INCR', KEYS[1]) error({{ err = '{said}' }})"
+        ));
+        let key = format!("count:{{it}}:{n}");
+        // Known to the server, and brought to it.
+        for times in ["1", "2"] {
+            let error = soon(held.run(&script).key(&*key)).await.unwrap_err();
+            assert!(
+                error.is_server() && error.to_string().contains("yours"),
+                "{error}"
+            );
+            assert_eq!(server.reply(&["GET", &key]).text(), times, "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_script_can_not_help_is_told_as_what_it_is() {
+    let server = RedisServer::start();
+    let user = "ACL SETUSER keyring on >secret resetkeys ~relatch:1:* ~left:* +@all -incr";
+    server.reply(&user.split(' ').collect::<Vec<_>>());
+    let url = format!("redis://keyring:secret@127.0.0.1:{}", server.port());
+    let relatch = Relatch::connect(&url).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    let run = async |body: &str| {
+        let script = FencedScript::new(body);
+        let run = held.run(&script).key("left:{it}");
+        let error = soon(run).await.unwrap_err();
+        assert!(error.is_server(), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("a script of yours failed") && !said.contains("keyring"),
+            "{said}"
+        );
+        said
+    };
+    for call in ["call", "pcall"] {
+        let said = run(&format!("return redis.{call}('INCR', KEYS[1])")).await;
+        assert!(said.contains("(NOPERM): ACL SETUSER <user> +"), "{said}");
+        let said = run(&format!("return redis.{call}('GET', 'right:{{it}}')")).await;
+        assert!(said.contains("(NOPERM): ACL SETUSER <user> ~"), "{said}");
+    }
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let said = run("return redis.call('SET', KEYS[1], 1)").await;
+    assert!(said.contains("raise its maxmemory"), "{said}");
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+}
+
+#[tokio::test]
+async fn a_script_takes_more_keys_and_arguments_than_fit_on_a_stack() {
+    let server = RedisServer::start();
+    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    let held = relatch.rwlock("it").unwrap().write().await.unwrap();
+    let script = FencedScript::new("return { #KEYS, KEYS[1], KEYS[#KEYS], #ARGV, ARGV[1], ARGV[#ARGV] }");
+    let mut run = held.run(&script);
+    for n in 1..=10_000 {
+        run = run.key(format!("key {n}")).arg(format!("argument {n}"));
+    }
+    let text = |text: &str| ScriptValue::Text(text.into());
+    let (many, first, last) = (ScriptValue::Int(10_000), 1, 10_000);
+    assert_eq!(
+        soon(run).await.unwrap(),
+        ScriptValue::List(vec![
+            many.clone(),
+            text(&format!("key {first}")),
+            text(&format!("key {last}")),
+            many,
+            text(&format!("argument {first}")),
+            text(&format!("argument {last}")),
+        ])
+    );
+}
+
 /// What a server says of itself is not the script's fault.
 #[tokio::test]
 async fn a_server_that_can_not_just_now_is_asked_again_and_runs_it_once() {

@@ -134,6 +134,10 @@ impl Route {
         let Route::Cluster(cluster) = self else {
             return None;
         };
+        // What a script says of other nodes is no server's word: it has run.
+        if refusal::by_script(error) {
+            return None;
+        }
         let details = error.details().unwrap_or_default();
         match error.code() {
             "MOVED" => {
@@ -493,11 +497,15 @@ async fn bring(
 }
 
 fn is_no_script(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
+    matches!(answer, Value::ServerError(error)
+        if error.kind() == Some(ServerErrorKind::NoScript) && !refusal::by_script(error))
 }
 
 /// Whether a command may not be used, or is not there at all.
 fn forbids(error: &ServerError) -> bool {
+    if refusal::by_script(error) {
+        return false;
+    }
     let details = error.details().unwrap_or_default();
     match error.kind() {
         Some(ServerErrorKind::NoPerm) => !details.contains(" key"),

@@ -4,7 +4,7 @@ use redis::{ServerError, Value};
 use std::sync::atomic::Ordering;
 
 use super::link::Way;
-use super::refusal::{Refusal, classify, printable};
+use super::refusal::{Refusal, by_script, classify, code_of, denied_command, of_a_command, printable};
 use super::{Answered, RedisBackend, hash_tag, scripts, slots};
 use crate::backend::Failure;
 use crate::error::ErrorKind;
@@ -61,7 +61,7 @@ impl RedisBackend {
             Err((way, error)) => Err(self.turned_down(&way, run, &error).await),
             Ok(Answered { way, value, .. }) => match read(&id, value) {
                 Some(Ok(ran)) => Ok(ran),
-                Some(Err(error)) => Err(failed(&error)),
+                Some(Err(error)) => Err(failed(&way.live.peer.place, &error)),
                 None => {
                     let error = way
                         .live
@@ -78,11 +78,12 @@ impl RedisBackend {
     async fn turned_down(&self, way: &Way, run: &Run, error: &ServerError) -> Failure {
         let place = &way.live.peer.place;
         let details = error.details().unwrap_or_default();
-        // It says in which line of a script it came up.
-        if details.contains("user_script") {
+        if by_script(error) {
             return match classify(place, "a key of the script", error) {
                 // Said of the first thing that is read, which is the hold.
-                Refusal::Later(_) if details.contains("stale replica") || error.code() == "MASTERDOWN" => {
+                Refusal::Later(_)
+                    if details.contains("stale replica") || details.contains("Link with MASTER is down") =>
+                {
                     run.did_not_run();
                     self.refused(way, "the script", error).await
                 }
@@ -92,12 +93,12 @@ impl RedisBackend {
                     way.linker.fault(&way.live, &error);
                     Failure::No(error)
                 }
-                _ => failed(error),
+                _ => failed(place, error),
             };
         }
         run.did_not_run();
         match error.code() {
-            "ERR" => failed(error),
+            "ERR" => failed(place, error),
             "CROSSSLOT" => {
                 let tag = run
                     .holds
@@ -131,16 +132,40 @@ impl RedisBackend {
     }
 }
 
-fn failed(error: &ServerError) -> Failure {
-    let details = error.details().map(|why| format!(" {}", printable(why)));
-    Failure::No(
-        ErrorKind::Server(format!(
-            "a script of yours failed: {}{}",
-            printable(error.code()),
-            details.unwrap_or_default()
-        ))
-        .into(),
-    )
+/// It ran into something, or says so. What has nothing to do with it is told as what it is.
+fn failed(place: &str, error: &ServerError) -> Failure {
+    let details = error.details().unwrap_or_default();
+    let why = match code_of(error) {
+        "OOM" | "MISCONF" => classify(place, "a key of the script", error)
+            .into_error()
+            .to_string(),
+        // Not in the server's words: they name the user.
+        "NOPERM" => format!(
+            "{place} does not let this user {} (NOPERM): ACL SETUSER <user> {}",
+            if of_a_command(details) {
+                "run a command that it calls"
+            } else {
+                "touch a key or channel that it uses"
+            },
+            denied(details)
+        ),
+        _ => printable(&format!("{} {details}", error.code())),
+    };
+    Failure::No(ErrorKind::Server(format!("a script of yours failed: {why}")).into())
+}
+
+/// The rule that is missing, as far as a server says.
+fn denied(details: &str) -> String {
+    if of_a_command(details) {
+        match denied_command(details) {
+            Some(command) => format!("+{command}"),
+            None => "+<command>".into(),
+        }
+    } else if details.contains(" channel") {
+        "&<channel>".into()
+    } else {
+        "~<key>".into()
+    }
 }
 
 /// What a script came to; an error that it returned is one, as without a fence.

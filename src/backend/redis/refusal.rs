@@ -124,22 +124,38 @@ pub(super) fn missing_rule(details: &str) -> String {
     } else if !of_a_command(details) && details.contains(" channel") {
         CHANNELS.into()
     } else {
-        // `… has no permissions to run the 'script|load' command`
-        let command = details.split('\'').nth(1).filter(|command| {
-            command
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '|' | '-' | '_'))
-        });
-        match command {
+        match denied_command(details) {
             Some(command) => format!("+{command}"),
             None => format!("{KEYS} {CHANNELS} and the commands that docs/deployments.md lists"),
         }
     }
 }
 
+/// `… has no permissions to run the 'script|load' command`
+pub(super) fn denied_command(details: &str) -> Option<&str> {
+    details.split('\'').nth(1).filter(|command| {
+        command
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '|' | '-' | '_'))
+    })
+}
+
 /// Whether that is what this user may not run, rather than what it may not touch: `… to run the 'get' command`, `… can't run this command`.
 pub(super) fn of_a_command(details: &str) -> bool {
     details.contains(" run th")
+}
+
+/// Whether it came up while a script ran, or the script says it itself. Redis 6.2 says in which line, later ones besides in which script.
+pub(super) fn by_script(error: &ServerError) -> bool {
+    error.code().starts_with("@user_script")
+        || error
+            .details()
+            .is_some_and(|details| details.contains("user_script") || details.contains(" script: "))
+}
+
+/// The code, also where it is within another.
+pub(super) fn code_of(error: &ServerError) -> &str {
+    code(error.code(), error.details().unwrap_or_default())
 }
 
 fn code<'a>(code: &'a str, details: &'a str) -> &'a str {
