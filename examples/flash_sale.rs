@@ -29,6 +29,7 @@ pub(crate) struct Sale {
     pub(crate) waiting: u64,
     /// Pieces that were sold and did not exist.
     pub(crate) oversold: i64,
+    /// Until the last buyer was served.
     pub(crate) took: Duration,
 }
 
@@ -63,7 +64,7 @@ pub(crate) async fn sell(
         crowd.spawn(async move {
             let write = match lock.write().timeout(closes.saturating_sub(began.elapsed())).await {
                 Ok(write) => write,
-                Err(error) if error.is_timeout() => return Ok(()),
+                Err(error) if error.is_timeout() => return Ok(Duration::ZERO),
                 Err(error) => return Err(error),
             };
             let there = left[item].load(SeqCst);
@@ -74,13 +75,15 @@ pub(crate) async fn sell(
             } else {
                 sold_out.fetch_add(1, SeqCst);
             }
-            write.release().await
+            write.release().await?;
+            Ok(began.elapsed())
         });
     }
+    let mut took = Duration::ZERO;
     while let Some(buyer) = crowd.join_next().await {
-        buyer.expect("a buyer does not panic")?;
+        took = took.max(buyer.expect("a buyer does not panic")?);
     }
-    let (sold, sold_out, took) = (sold.load(SeqCst), sold_out.load(SeqCst), began.elapsed());
+    let (sold, sold_out) = (sold.load(SeqCst), sold_out.load(SeqCst));
     // The totals, with nobody selling. What was sold twice was sold once too often.
     let total = shop.read_all().await?;
     let gone: i64 = left.iter().map(|left| PIECES - left.load(SeqCst)).sum();

@@ -19,14 +19,21 @@ async fn ensure(
     if directory.exists() {
         return Ok(false);
     }
+    // It is there once it is whole: made aside, where only this hold does, and moved. Who dies on the way leaves nothing that passes for it.
+    let aside = directory.with_extension(format!("{}.part", held.fence()));
     // `protect`: if the hold should be lost on the way, another may be making it already.
-    held.protect(async {
-        tokio::fs::create_dir(directory).await?; // an error if it is there: nobody must be first twice
-        tokio::task::yield_now().await;
-        tokio::fs::write(directory.join("index"), "empty").await
-    })
-    .await??;
-    held.release().await?;
+    let made = held.protect(async {
+        tokio::fs::create_dir(&aside).await?;
+        tokio::fs::write(aside.join("index"), "empty").await?;
+        tokio::fs::rename(&aside, directory).await // an error if it is there: nobody must be first twice
+    });
+    match made.await {
+        Ok(Ok(())) => held.release().await?,
+        failed => {
+            let _ = tokio::fs::remove_dir_all(&aside).await;
+            failed??;
+        }
+    }
     Ok(true)
 }
 

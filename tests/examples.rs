@@ -67,6 +67,11 @@ mod examples {
         let made = make_directory::run(&place.client().await, directory.clone(), 8).await;
         assert_eq!(made.unwrap(), 1);
         assert_eq!(std::fs::read_to_string(directory.join("index")).unwrap(), "empty");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "and nothing beside it"
+        );
     }
 
     pub(crate) async fn flash_sale(place: &Place) {
@@ -76,7 +81,7 @@ mod examples {
         let striped = striped.await.unwrap();
         assert_eq!((striped.oversold, striped.waiting), (0, 0), "{striped:?}");
         assert!(striped.sold > 5_000 && striped.sold_out > 2_000, "{striped:?}");
-        let coarse = flash_sale::sell(&relatch, 1, 1_000, Duration::from_millis(400))
+        let coarse = flash_sale::sell(&relatch, 1, 2_000, Duration::from_secs(1))
             .await
             .unwrap();
         assert_eq!(coarse.oversold, 0);
@@ -220,8 +225,9 @@ mod programs {
     use std::collections::HashMap;
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::path::PathBuf;
-    use std::process::{Command, Output, Stdio};
+    use std::process::{Command, ExitStatus, Output, Stdio};
     use std::sync::OnceLock;
+    use std::thread::JoinHandle;
 
     use rustix::process::Signal;
     use support::child::{Process, command};
@@ -277,22 +283,27 @@ mod programs {
         program
     }
 
-    /// What it says; it ends well.
-    fn said(name: &str, more: &[&str]) -> String {
+    /// How it ends, what it says, and what of errors. If it does not end in time it is killed, and the test fails.
+    fn ran(name: &str, more: &[&str]) -> (ExitStatus, String, String) {
+        fn all(mut from: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                from.read_to_string(&mut text).unwrap();
+                text
+            })
+        }
         let mut program = program(name, more);
         program.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::spawn(program).unwrap();
-        let (mut out, mut err) = (process.stdout().unwrap(), process.stderr().unwrap());
-        let errors = std::thread::spawn(move || {
-            let mut errors = String::new();
-            err.read_to_string(&mut errors).unwrap();
-            errors
-        });
-        let mut said = String::new();
-        out.read_to_string(&mut said).unwrap();
-        let errors = errors.join().unwrap();
-        support::eventually_blocking(BOUND, "it ends", || process.ended().is_some());
-        assert!(process.ended().unwrap().success(), "{name}: {said}{errors}");
+        let (out, err) = (all(process.stdout().unwrap()), all(process.stderr().unwrap()));
+        support::eventually_blocking(BOUND * 4, &format!("{name} ends"), || process.ended().is_some());
+        (process.ended().unwrap(), out.join().unwrap(), err.join().unwrap())
+    }
+
+    /// What it says; it ends well.
+    fn said(name: &str, more: &[&str]) -> String {
+        let (status, said, errors) = ran(name, more);
+        assert!(status.success(), "{name}: {said}{errors}");
         said
     }
 
@@ -353,16 +364,21 @@ mod programs {
         let mut web = program("web", &[place, &["--listen", "127.0.0.1:0"]].concat());
         web.stdout(Stdio::piped());
         let mut web = Process::spawn(web).unwrap();
-        let mut line = String::new();
-        BufReader::new(web.stdout().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let mut out = BufReader::new(web.stdout().unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            tell.send((line, out))
+        });
+        let (line, _out) = told.recv_timeout(BOUND).expect("it says where it listens");
         let address = line
             .trim_end()
             .strip_prefix("listening on http://")
             .unwrap()
             .to_owned();
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
         write!(
             stream,
             "POST /move/alice/bob/30 HTTP/1.1\r\nhost: it\r\nconnection: close\r\n\r\n"
@@ -395,11 +411,9 @@ mod programs {
     fn a_server_that_is_not_there_is_an_error() {
         let port = support::free_port();
         let url = format!("redis://127.0.0.1:{port}");
-        let mut program = program("cache", &["--redis", &url]);
-        let Output { status, stderr, .. } = program.output().unwrap();
+        let (status, _, said) = ran("cache", &["--redis", &url]);
         assert!(!status.success());
         if cfg!(feature = "redis") {
-            let said = String::from_utf8_lossy(&stderr);
             assert!(said.contains(&port.to_string()), "{said}");
         }
     }

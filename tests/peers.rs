@@ -171,8 +171,11 @@ async fn ten_thousand_requests_at_one_name_are_all_served() {
         each.push(scripts);
         assert!(took < BOUND * 6, "{took:?}");
     }
-    // To ask and to give back; and a few signs of life of all that wait.
-    assert!(each[0] < 2.2 && each[1] < 2.6, "{each:?} scripts each");
+    // To ask and to give back; and signs of life of all that wait, the more of them the longer the machine takes. A herd would be hundreds.
+    assert!(
+        each.iter().all(|scripts| *scripts < 10.0),
+        "{each:?} scripts each"
+    );
 
     let embedded = Relatch::embedded();
     let took = crowd(&embedded, 10_000).await;
