@@ -121,7 +121,8 @@ fn on_a_server_every_case_is_measured_and_drawn_and_nothing_is_left_behind() {
             "fair",
             "renew",
             "memory",
-            "reentry"
+            "reentry",
+            "striped"
         ]
     );
     for case in cases {

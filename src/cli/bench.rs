@@ -20,6 +20,7 @@ mod reentry;
 mod renew;
 mod report;
 mod server;
+mod striped;
 mod throughput;
 
 use std::io::Write as _;
@@ -127,6 +128,7 @@ async fn measure(ground: &Ground, cases: &[Case], report: &mut Report) -> anyhow
             Case::Renew => renew::measure(ground).await,
             Case::Memory => memory::measure(ground).await,
             Case::Reentry => reentry::measure(ground).await,
+            Case::Striped => striped::measure(ground).await,
         };
         let measured = measured.with_context(|| format!("the case {case} could not be measured"))?;
         ground.clean().await?;

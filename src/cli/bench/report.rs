@@ -29,6 +29,8 @@ pub(crate) enum Case {
     Memory,
     /// Entering what its owner already holds
     Reentry,
+    /// What stripes gain where one lock is too coarse
+    Striped,
 }
 
 impl fmt::Display for Case {
