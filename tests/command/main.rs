@@ -209,6 +209,11 @@ fn state(pid: Pid) -> Option<char> {
     stat.ok()?.rsplit(") ").next()?.chars().next()
 }
 
+/// Whether it stands still; where the system does not tell, soon enough.
+fn is_stopped(pid: Pid) -> bool {
+    state(pid).is_none_or(|state| state == 'T')
+}
+
 /// Whether a process runs; one that ended and was not waited for does not.
 fn runs(pid: Pid) -> bool {
     match state(pid) {

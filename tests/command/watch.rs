@@ -3,7 +3,7 @@
 use relatch::Relatch;
 use rustix::process::Signal;
 
-use crate::support::{RedisServer, child};
+use crate::support::{BOUND, RedisServer, child, eventually_blocking};
 use crate::terminal::Terminal;
 use crate::{RELATCH, client, done, send, until_waiting};
 
@@ -151,6 +151,27 @@ async fn the_terminal_is_as_it_was_after_a_key_a_signal_and_a_panic() {
         }
         assert_restored(&terminal, "status 101");
         terminal.until_it_shows("as asked for by --crash");
+    }
+}
+
+/// All of it before the screen can be drawn again: what stood there is gone, and the size is what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_beside_a_change_of_size_does_not_hide_it() {
+    let server = RedisServer::start();
+    let one = client(&server.url()).await;
+    let _held = one.rwlock("it").unwrap().write().await.unwrap();
+    let terminal = Terminal::start(&server.url(), RELATCH, &["watch"]);
+    terminal.until_it_shows("1 held");
+    for _ in 0..5 {
+        send(terminal.pid(), Signal::STOP);
+        eventually_blocking(BOUND, "it stands still", || crate::is_stopped(terminal.pid()));
+        terminal.type_in("s");
+        terminal.resize(1, 1);
+        terminal.resize(24, 80);
+        send(terminal.pid(), Signal::CONT);
+        terminal.until("all of it is there again", |seen| {
+            seen.contains("1 held") && seen.contains("NAME") && seen.contains("q quit")
+        });
     }
 }
 

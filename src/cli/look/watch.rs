@@ -104,6 +104,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let restored = Restored(panicked.clone());
     let mut terminal = ratatui::try_init().context("the terminal can't be used")?;
     on_panic(panicked.clone(), news.clone());
+    resizes(news.clone()).context("the terminal's size can't be followed")?;
     keys(news.clone(), args.crash == Some(Where::Keys)).context("keys can't be read")?;
     let mut screen = Screen::new(place, args.sort, !args.pattern.eq("*"));
     let outcome = loop {
@@ -233,7 +234,8 @@ fn keys(news: mpsc::UnboundedSender<News>, crash: bool) -> std::io::Result<()> {
             loop {
                 let told = match event::read() {
                     Ok(Event::Key(key)) if key.kind != KeyEventKind::Release => News::Key(key),
-                    Ok(Event::Resize(..)) => News::Resized,
+                    // On Unix it is not always among these: see `resizes`.
+                    Ok(Event::Resize(..)) if !cfg!(unix) => News::Resized,
                     Ok(_) => continue,
                     Err(error) => News::Failed(anyhow::Error::from(error).context("the terminal is gone")),
                 };
@@ -244,6 +246,22 @@ fn keys(news: mpsc::UnboundedSender<News>, crash: bool) -> std::io::Result<()> {
             }
         })
         .map(drop)
+}
+
+/// Tells that the terminal has another size, or had one for a moment. Not what `event::read` says of that: where a key comes at the same moment it says
+/// the key and forgets the rest, and a terminal that is as large as it was by then would stay without what stood on it.
+fn resizes(news: mpsc::UnboundedSender<News>) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut resized = signal(SignalKind::window_change())?;
+        tokio::spawn(
+            async move { while resized.recv().await.is_some() && news.send(News::Resized).is_ok() {} },
+        );
+    }
+    #[cfg(not(unix))]
+    drop(news);
+    Ok(())
 }
 
 /// The number of the signal that ends us. It is heard from now on, not only once this is awaited.
