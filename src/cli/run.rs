@@ -2,7 +2,7 @@
 //!
 //! The invariant: **the command does not run on when somebody else may hold its locks.** It is asked to end, and ended, before its holds could
 //! lapse, by the clock that goes on while the machine sleeps; a second process (`keeper`) does that when this one was killed or stands
-//! still. A hold that is revoked is kept until the command has ended, and given back then.
+//! still. Whatever is told is told [aside](Aside), after it was done: a stderr that nobody reads keeps neither from it. A hold that is revoked is kept until the command has ended, and given back then.
 //!
 //! What can't be kept: nothing stops a command while *all* of it stands still, keeper included (a machine that sleeps, a container that is frozen). Its
 //! first moment awake, before it is ended, may be after the end. That is what fences are for.
@@ -35,7 +35,7 @@ use self::keeper::Keeper;
 use self::signals::Got;
 use self::stop::{Schedule, Target, now};
 use super::reach::{self, Reach, duration};
-use super::words::{brief, printable, tell};
+use super::words::{Aside, brief, printable};
 
 /// Not granted at once, with `--if-free`.
 const BUSY: u8 = 120;
@@ -236,24 +236,46 @@ struct Told<'a> {
 }
 
 pub(crate) async fn run(args: Args) -> u8 {
-    match try_run(&args).await {
-        Ok(End::Status(status)) => status,
-        Ok(End::Signal(got)) => {
-            got.obey();
-            // Where it did not end us after all.
-            u8::try_from(128 + got.number).unwrap_or(COULD_NOT_RUN)
+    let started = signals::listen()
+        .context("signals can't be heard")
+        .and_then(|signals| Ok((signals, Aside::start().context("no thread can be started")?)));
+    let (mut signals, aside) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            super::words::tell(&format!("{error:#}"));
+            return COULD_NOT_RUN;
         }
+    };
+    let (status, signal) = match try_run(&args, &mut signals, &aside).await {
+        Ok(End::Status(status)) => (status, None),
+        // Where it does not end us after all.
+        Ok(End::Signal(got)) => (u8::try_from(128 + got.number).unwrap_or(COULD_NOT_RUN), Some(got)),
         Err(Failure { status, why }) => {
-            tell(&printable(&format!("{why:#}")));
-            match args.conflict_exit_code {
-                Some(instead) if matches!(status, BUSY | TIMED_OUT) => instead,
-                _ => status,
-            }
+            aside.tell(printable(&format!("{why:#}")));
+            let instead = args.conflict_exit_code;
+            let instead = instead.filter(|_| matches!(status, BUSY | TIMED_OUT));
+            (instead.unwrap_or(status), None)
         }
+    };
+    // Nothing is held any more. As with any program, its last words take as long as somebody takes to read them, or until a signal ends it.
+    let written = async {
+        while !aside.is_written() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        signal
+    };
+    let signal = tokio::select! {
+        biased;
+        signal = written => signal,
+        got = until_ended(&mut signals) => Some(got),
+    };
+    if let Some(got) = signal {
+        got.obey();
     }
+    status
 }
 
-async fn try_run(args: &Args) -> Result<End, Failure> {
+async fn try_run(args: &Args, signals: &mut UnboundedReceiver<Got>, aside: &Aside) -> Result<End, Failure> {
     let wanted = wanted(args)?;
     let (owner, label) = (owner(args)?, label(args));
     let mut config = args.reach.settings()?;
@@ -268,7 +290,6 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
         )
         .into());
     }
-    let mut signals = signals::listen().context("signals can't be heard")?;
     let begun = Instant::now();
     // The whole wait has a limit, connecting too.
     if let Some(timeout) = args.timeout {
@@ -276,7 +297,7 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
     }
     let relatch = tokio::select! {
         connected = Builder::from(config).connect() => connected.map_err(Failure::of)?,
-        got = until_ended(&mut signals) => return Ok(End::Signal(got)),
+        got = until_ended(signals) => return Ok(End::Signal(got)),
     };
 
     let mut holds = Vec::new();
@@ -321,6 +342,7 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
             mode: *mode,
             owner: &owner,
             quiet: args.quiet || args.if_free,
+            aside,
         };
         let acquired = tokio::select! {
             acquired = acquired => acquired.map_err(Failure::of),
@@ -334,9 +356,9 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
                     printable(name)
                 ),
             }),
-            got = until_ended(&mut signals) => {
+            got = until_ended(signals) => {
                 drop(holds);
-                close(&relatch).await;
+                close(&relatch, aside).await;
                 return Ok(End::Signal(got));
             }
         };
@@ -345,14 +367,25 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
                 holds.push(Held::new(guard));
                 continue;
             }
-            Ok(None) => Failure {
-                status: BUSY,
-                why: anyhow!("{:?} is not free{}", printable(name), waiting.who().await),
-            },
+            Ok(None) => {
+                // First of all: it may take a while to find out who is in the way.
+                holds.clear();
+                let who = tokio::select! {
+                    who = waiting.who() => who,
+                    got = until_ended(signals) => {
+                        close(&relatch, aside).await;
+                        return Ok(End::Signal(got));
+                    }
+                };
+                Failure {
+                    status: BUSY,
+                    why: anyhow!("{:?} is not free{who}", printable(name)),
+                }
+            }
             Err(failure) => failure,
         };
         drop(holds);
-        close(&relatch).await;
+        close(&relatch, aside).await;
         return Err(failure);
     }
 
@@ -367,14 +400,14 @@ async fn try_run(args: &Args) -> Result<End, Failure> {
         .collect();
     let command = command(args, &owner, &told);
     let end = match command {
-        Ok(command) => supervise(command, args, &mut holds, &mut signals).await,
+        Ok(command) => supervise(command, args, &mut holds, signals, aside).await,
         Err(failure) => Err(failure),
     };
     // In the other order than they were taken.
     while let Some(held) = holds.pop() {
         drop(held);
     }
-    close(&relatch).await;
+    close(&relatch, aside).await;
     end
 }
 
@@ -456,12 +489,12 @@ async fn until_ended(signals: &mut UnboundedReceiver<Got>) -> Got {
 }
 
 /// Gives back what was dropped; a server that is away must not keep the caller.
-async fn close(relatch: &Relatch) {
+async fn close(relatch: &Relatch, aside: &Aside) {
     if tokio::time::timeout(GIVE_BACK, relatch.close())
         .await
         .map_or(true, |closed| closed.is_err())
     {
-        tell("the server did not confirm that the hold was given back; its lease will end it");
+        aside.tell("the server did not confirm that the hold was given back; its lease will end it");
     }
 }
 
@@ -495,6 +528,7 @@ async fn supervise(
     args: &Args,
     holds: &mut [Held],
     signals: &mut UnboundedReceiver<Got>,
+    aside: &Aside,
 ) -> Result<End, Failure> {
     // The first of several may be lost by now. Nothing has been begun under it.
     if let Some(held) = holds.iter().find(|held| !held.is_held()) {
@@ -512,7 +546,7 @@ async fn supervise(
     }
     let mut keeper = Keeper::start()
         .inspect_err(|error| {
-            tell(&format!(
+            aside.tell(format!(
                 "no second process could be started ({error}): if this one is killed, its command goes on"
             ));
         })
@@ -543,6 +577,7 @@ async fn supervise(
     }
     start::until_it_waits(pid).await;
     let mut watch = Watch {
+        aside,
         target,
         grace: args.grace,
         program,
@@ -556,11 +591,10 @@ async fn supervise(
     // Now it becomes the command.
     target.send(Signal::CONT);
     let ended = watch.over(&mut child, holds, signals, keeper.as_mut()).await;
-    if let Some(keeper) = keeper {
-        // It may have been in time where we were not.
-        watch.lost |= keeper.end();
-    }
-    if watch.stopping.is_some() && group {
+    // It may have been in time where we were not.
+    let kept = keeper.is_some_and(Keeper::end);
+    watch.lost |= kept;
+    if group && (kept || watch.stopping.is_some()) {
         // What the command had started, and left.
         target.send(Signal::KILL);
     }
@@ -570,7 +604,7 @@ async fn supervise(
         && let Some(held) = holds.iter().find(|held| !held.is_held())
     {
         watch.lost = true;
-        tell(&format!(
+        aside.tell(format!(
             "the hold on {:?} was lost before {} ended",
             printable(held.name()),
             watch.program
@@ -585,7 +619,8 @@ fn status_of(status: ExitStatus) -> u8 {
         .unwrap_or(COULD_NOT_RUN)
 }
 
-struct Watch {
+struct Watch<'a> {
+    aside: &'a Aside,
     target: Target,
     grace: Duration,
     program: String,
@@ -597,7 +632,7 @@ struct Watch {
 /// How often the holds are looked at, at least: a machine that slept is found out that late. Nearer to the end, more often.
 const LOOKS: Duration = Duration::from_millis(250);
 
-impl Watch {
+impl Watch<'_> {
     /// Until the command has ended.
     async fn over(
         &mut self,
@@ -643,12 +678,12 @@ impl Watch {
         if at >= due.kill_at {
             self.kill("its hold is about to lapse");
         } else if at >= due.ask_at {
-            tell(&format!(
+            self.ask(due.kill_at);
+            self.aside.tell(format!(
                 "the hold is not renewed and lapses in {}: asking {} to end",
                 brief(due.kill_at.saturating_sub(at)),
                 self.program
             ));
-            self.ask(due.kill_at);
             due.ask_at = Duration::MAX;
         }
         Some(due)
@@ -663,12 +698,11 @@ impl Watch {
     }
 
     fn kill(&mut self, why: &str) {
-        if self.stopping != Some(Duration::ZERO) {
-            tell(&format!("{why}: ending {}", self.program));
-        }
-        self.stopping = Some(Duration::ZERO);
-        self.lost = true;
         self.target.send(Signal::KILL);
+        self.lost = true;
+        if self.stopping.replace(Duration::ZERO) != Some(Duration::ZERO) {
+            self.aside.tell(format!("{why}: ending {}", self.program));
+        }
     }
 
     fn lose(&mut self, held: &mut Held, cause: LostCause) {
@@ -676,11 +710,11 @@ impl Watch {
         match cause {
             // It is kept until the command has ended.
             LostCause::Revoked => {
-                tell(&format!(
+                self.ask(now() + self.grace);
+                self.aside.tell(format!(
                     "the hold on {name:?} was revoked: asking {} to end",
                     self.program
                 ));
-                self.ask(now() + self.grace);
             }
             cause => self.kill(&format!("the hold on {name:?} is lost: {cause}")),
         }

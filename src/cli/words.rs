@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use relatch::{ClientInfo, Holder};
@@ -117,6 +119,41 @@ pub(crate) fn say(text: &str) -> io::Result<()> {
 /// Everything else goes to stderr, where nobody may be.
 pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "relatch: {text}");
+}
+
+/// The same from a thread of its own, in order. For whoever has something to see to: where stderr is a pipe that nobody reads for now (a pager), or a
+/// terminal that was told to wait (Ctrl-S), whoever writes to it stands still.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    to: mpsc::Sender<String>,
+    unwritten: Arc<AtomicUsize>,
+}
+
+impl Aside {
+    /// The thread ends with this, or with the process.
+    pub(crate) fn start() -> io::Result<Self> {
+        let (to, told) = mpsc::channel::<String>();
+        let unwritten = Arc::new(AtomicUsize::new(0));
+        let left = unwritten.clone();
+        std::thread::Builder::new().name("tells".into()).spawn(move || {
+            for text in told {
+                tell(&text);
+                left.fetch_sub(1, Ordering::SeqCst);
+            }
+        })?;
+        Ok(Self { to, unwritten })
+    }
+
+    pub(crate) fn tell(&self, text: impl Into<String>) {
+        self.unwritten.fetch_add(1, Ordering::SeqCst);
+        // The thread is there for as long as this is.
+        let _ = self.to.send(text.into());
+    }
+
+    /// Nothing is left to be written.
+    pub(crate) fn is_written(&self) -> bool {
+        self.unwritten.load(Ordering::SeqCst) == 0
+    }
 }
 
 /// Whether stdout is a terminal that shows colours, and whoever sits there wants them.

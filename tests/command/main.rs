@@ -114,13 +114,22 @@ impl Running {
         Self::start_as(relatch(Some(url), arguments))
     }
 
+    fn start_as(command: Command) -> Self {
+        Self::start_in(command, None)
+    }
+
+    /// With a stderr that is no file.
+    fn start_with(command: Command, stderr: impl Into<Stdio>) -> Self {
+        Self::start_in(command, Some(stderr.into()))
+    }
+
     /// In a directory of its own.
-    fn start_as(mut command: Command) -> Self {
+    fn start_in(mut command: Command, stderr: Option<Stdio>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let file = |name: &str| File::create(directory.path().join(name)).unwrap();
+        let file = |name: &str| Stdio::from(File::create(directory.path().join(name)).unwrap());
         command
             .stdout(file("out"))
-            .stderr(file("err"))
+            .stderr(stderr.unwrap_or_else(|| file("err")))
             .current_dir(directory.path());
         let process = Process::spawn(command).unwrap();
         Self { process, directory }

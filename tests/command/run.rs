@@ -329,6 +329,78 @@ async fn a_killed_run_does_not_leave_its_command_running() {
     }
 }
 
+/// A pipe that takes nothing more, and whoever could read it.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while std::io::Write::write(&mut writer, &[b'.'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stderr_that_nobody_reads_does_not_let_the_command_outlive_the_hold() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.port());
+    let other = client(&server.url()).await;
+    let names = ["killed", "stopped", "cut off", "revoked"];
+    let (_reader, writer) = full_pipe();
+    // The shell itself would tell what has ended.
+    let script = format!("exec 2> /dev/null; {STUBBORN}");
+    let mut runs = names.map(|name| {
+        let arguments = [
+            "run",
+            "-w",
+            name,
+            "--lease=3s",
+            "--grace=1s",
+            "--",
+            "bash",
+            "-c",
+            &script,
+        ];
+        let url = if name == "cut off" {
+            proxy.url()
+        } else {
+            server.url()
+        };
+        Running::start_with(relatch(Some(&url), &arguments), writer.try_clone().unwrap())
+    });
+    let pids = runs.each_ref().map(|run| run.pid("pid"));
+    let nexts = [0, 1, 2, 3].map(|at| next_in_line(&other, names[at], pids[at]));
+    for name in names {
+        until_waiting(&other, name, 1).await;
+    }
+    runs[0].process.kill();
+    runs[1].process.stop();
+    proxy.refuse(true);
+    proxy.cut();
+    assert_eq!(other.revoke("revoked").await.unwrap(), 1);
+    for (name, next) in names.into_iter().zip(nexts) {
+        assert!(!next.await.unwrap(), "{name}: the command ran when the next held");
+    }
+    for (name, run) in names.iter().zip(&runs) {
+        assert_eq!(run.said("term"), "TERM\n", "{name}: it was asked first");
+    }
+    // Whoever has nothing to say it to ends when it is told to.
+    runs[3].process.signal(Signal::TERM);
+    assert_eq!(runs[3].ended().signal(), Some(15));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_leaves_behind_when_it_is_asked_to_end_is_ended_as_well() {
+    let server = RedisServer::start();
+    let other = client(&server.url()).await;
+    let script = "(trap '' TERM; sleep 100) & echo $! > pid; wait";
+    let mut run = Running::start(&server.url(), &[&BRIEF[..], &["sh", "-c", script]].concat());
+    let pid = run.pid("pid");
+    run.process.stop();
+    let next = next_in_line(&other, "it", pid);
+    assert!(!next.await.unwrap(), "it ran when the next held");
+    run.process.cont();
+    assert_eq!(run.ended().code(), Some(121), "{}", run.said("err"));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn what_is_to_become_the_command_does_not_wait_for_somebody_who_is_dead() {

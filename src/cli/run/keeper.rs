@@ -6,6 +6,8 @@
 //! Lines on its stdin: `child <pid> <group: 0 or 1>`; `at <ask_ns> <kill_ns>`, by the clock of `stop`, as often as that changes, with `-` for a command that was
 //! asked already; `end` when the command has ended. An end without `end` means that the first is dead. There is a `child` before its first `at`: until then it
 //! stands still.
+//!
+//! It acts first and tells afterwards, from a thread of its own: nobody may be reading.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -18,7 +20,7 @@ use rustix::process::{Pid, Signal, test_kill_process};
 
 use super::start::this_program;
 use super::stop::{Schedule, Target, ahead, now};
-use crate::cli::words::tell;
+use crate::cli::words::Aside;
 
 /// How long it waits at least: for what was said just now, and for a command to be gone.
 const LOOKS: Duration = Duration::from_millis(10);
@@ -125,6 +127,26 @@ fn read(line: &str) -> Option<Said> {
 
 /// The keeper itself. Ends when the command has, with a status.
 pub(crate) fn keep() -> u8 {
+    // Without one it is silent.
+    let aside = Aside::start().ok();
+    let (acted, last_words) = watch_over(|text| {
+        if let Some(aside) = &aside {
+            aside.tell(text);
+        }
+    });
+    let until = now() + last_words;
+    while aside.as_ref().is_some_and(|aside| !aside.is_written()) && now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    acted
+}
+
+/// How long what it said may take to be written, where the first waits for its end, and where nobody does.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+const LAST_WORDS_ALONE: Duration = Duration::from_secs(5);
+
+/// Its status, and how long it may take to have said all.
+fn watch_over(tell: impl Fn(&'static str)) -> (u8, Duration) {
     // Whoever ends a whole service tells its processes to end, this one as well; it ends with the command.
     let never = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     for signal in [
@@ -167,16 +189,18 @@ pub(crate) fn keep() -> u8 {
                 (schedule, sure) = (Some(new), false);
                 continue;
             }
-            Ok(Said::End) => return acted,
+            Ok(Said::End) => return (acted, LAST_WORDS),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 // The first is dead, and with it whoever renews.
                 (orphaned, sure) = (true, true);
-                let Some(watched) = &command else { return acted };
+                let Some(watched) = &command else {
+                    return (acted, LAST_WORDS_ALONE);
+                };
                 let Some(schedule) = &mut schedule else {
                     // It has not become the command yet, and never will.
                     watched.send(Signal::KILL);
-                    return acted;
+                    return (acted, LAST_WORDS_ALONE);
                 };
                 if watched.is_there() {
                     tell("`relatch run` was killed: ending its command before the hold lapses");
@@ -196,23 +220,27 @@ pub(crate) fn keep() -> u8 {
             if watched.target.group {
                 watched.target.send(Signal::KILL);
             }
-            return acted;
+            return (acted, LAST_WORDS_ALONE);
         }
         let due = Due::of(*told, orphaned);
-        // Of a command that has ended the first will say so.
-        if now() < due.ask_at.min(due.kill_at) || !watched.is_there() || !std::mem::replace(&mut sure, true) {
+        // Of a command that has ended the first will say so. But of a group that was asked to end the leader may be all that did.
+        let asked = acted == ACTED && watched.target.group;
+        if now() < due.ask_at.min(due.kill_at)
+            || !(watched.is_there() || asked)
+            || !std::mem::replace(&mut sure, true)
+        {
             continue;
         }
         acted = ACTED;
         if now() >= due.kill_at {
             watched.send(Signal::KILL);
         } else {
-            if !orphaned {
-                tell("`relatch run` stands still, and its hold is not renewed: asking the command to end");
-            }
             told.ask_at = Duration::MAX;
             watched.send(Signal::TERM);
             watched.send(Signal::CONT);
+            if !orphaned {
+                tell("`relatch run` stands still, and its hold is not renewed: asking the command to end");
+            }
         }
     }
 }

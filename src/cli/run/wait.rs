@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use relatch::{Inspection, Mode, Owner, Relatch};
 
-use crate::cli::words::{self, brief, printable, tell};
+use crate::cli::words::{self, Aside, brief, printable};
 
 pub(super) struct Waiting<'a> {
     pub(super) relatch: &'a Relatch,
@@ -16,6 +16,7 @@ pub(super) struct Waiting<'a> {
     pub(super) mode: Mode,
     pub(super) owner: &'a Owner,
     pub(super) quiet: bool,
+    pub(super) aside: &'a Aside,
 }
 
 /// Most waits are over before anybody could read who was in the way.
@@ -49,7 +50,7 @@ impl Waiting<'_> {
                         .map(|seen| seen.holders.iter().map(|h| h.request.clone()).collect::<Vec<_>>());
                     let who = who.unwrap_or_default();
                     if last.as_ref() != Some(&who) {
-                        tell(&format!("{}{in_the_way}", self.head(begun)));
+                        self.aside.tell(format!("{}{in_the_way}", self.head(begun)));
                         last = Some(who);
                     }
                 }
