@@ -12,7 +12,7 @@ use crate::backend::{Failure, Sink, Told};
 use crate::clock::Clock;
 use crate::config::{Backoff, Config, Tls};
 use crate::core::{Core, Handle, Home};
-use crate::deadlock::{self, Circle};
+use crate::deadlock::{self, Deadlocks};
 use crate::error::{Error, ErrorKind, Holder};
 use crate::lock::{RwLock, holders, waiters};
 use crate::looking::{Changes, Names};
@@ -266,15 +266,16 @@ impl Relatch {
     /// Owners that wait for each other in a circle, over all names and clients. Each circle was there when it was looked at; it may have
     /// dissolved since, as a wait in it ran out.
     ///
-    /// Goes through all keys of the server by a cursor, and looks at every name that somebody waits for (at 1,000 holds and requests of each): an
-    /// operator's question, not one for a hot path.
+    /// Goes through all keys of the server by a cursor, and looks at every name that somebody waits for (at 1,000 holds and requests of each; [`Deadlocks::cut`]
+    /// tells of which there are more): an operator's question, not one for a hot path.
     ///
     /// An owner is taken for one course of work, which keeps what it holds while it waits. Circles that include an owner which is used by several at
     /// once, as in a `join!`, may yet dissolve by themselves. [`Builder::refuse_deadlocks`] breaks circles as they are closed.
     ///
     /// # Errors
     ///
-    /// As [`Names::next_page`]. When only a part of a cluster does not answer, the circles that the others show are told; it is an error if they show none.
+    /// As [`Names::next_page`]. When only a part of a cluster does not answer, or the server says no to a name (a key of it is another program's, or this user may not
+    /// read it), the circles that the others show are told; it is an error if they show none.
     ///
     /// # Cancel safety
     ///
@@ -288,7 +289,7 @@ impl Relatch {
     /// }
     /// # Ok::<(), relatch::Error>(()) }).unwrap();
     /// ```
-    pub async fn deadlocks(&self) -> Result<Vec<Circle>, Error> {
+    pub async fn deadlocks(&self) -> Result<Deadlocks, Error> {
         deadlock::deadlocks(&self.client).await
     }
 

@@ -37,6 +37,25 @@ pub struct Circle {
     pub waits: Vec<CircleWait>,
 }
 
+/// What [`Relatch::deadlocks`](crate::Relatch::deadlocks) found. Iterates over its circles.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Deadlocks {
+    /// Each was there when it was looked at.
+    pub circles: Vec<Circle>,
+    /// Names of which not all holds and requests were looked at, as there are more than 1,000: there may be circles over the rest of them.
+    pub cut: Vec<String>,
+}
+
+impl IntoIterator for Deadlocks {
+    type Item = Circle;
+    type IntoIter = std::vec::IntoIter<Circle>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.circles.into_iter()
+    }
+}
+
 /// One wait of a [`Circle`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -361,8 +380,8 @@ fn stands(circle: &[Step], seen: &Seen) -> bool {
 
 // -- looking ----------------------------------------------------------------------------------------------------
 
-/// What is seen of these names, and what keeps the rest from being seen: a server of several that does not answer until `patience` is over. A circle among
-/// what is seen is one whatever the rest is.
+/// What is seen of these names, and what keeps the rest from being seen: a server of several that does not answer until `patience` is over, or a name that the
+/// server says no to, as a key of it is another program's, or not for this user to read. A circle among what is seen is one whatever the rest is.
 async fn look(core: &Core, names: BTreeSet<Name>, patience: Moment) -> Result<(Seen, Option<Error>), Error> {
     let mut looks = futures_util::stream::iter(names)
         .map(|name| async move {
@@ -381,7 +400,7 @@ async fn look(core: &Core, names: BTreeSet<Name>, patience: Moment) -> Result<(S
                 seen.insert(name, snapshot);
             }
             Ok(_) => {}
-            Err(error) if error.is_unreachable() => missing = Some(error),
+            Err(error) if error.is_unreachable() || error.is_server() => missing = Some(error),
             Err(error) => return Err(error),
         }
     }
@@ -439,9 +458,11 @@ async fn tell(core: &Core, circle: &[Step]) -> Circle {
 }
 
 /// Every circle there is now.
-pub(crate) async fn deadlocks(core: &Core) -> Result<Vec<Circle>, Error> {
+pub(crate) async fn deadlocks(core: &Core) -> Result<Deadlocks, Error> {
     let patience = core.config.patience;
     let (seen, mut missing) = look_around(core, patience).await?;
+    let cut = seen.iter().filter(|(_, snapshot)| is_cut(snapshot));
+    let cut = cut.map(|(name, _)| name.as_str().into()).collect();
     let circles = Graph::new(&seen).circles();
     let mut told = Vec::new();
     if !circles.is_empty() {
@@ -455,8 +476,14 @@ pub(crate) async fn deadlocks(core: &Core) -> Result<Vec<Circle>, Error> {
     match missing {
         // That there are none can't be said.
         Some(error) if told.is_empty() => Err(error),
-        _ => Ok(told),
+        _ => Ok(Deadlocks { circles: told, cut }),
     }
+}
+
+/// Are there more than it has rows for?
+fn is_cut(seen: &Snapshot) -> bool {
+    let owners: BTreeSet<OwnerId> = seen.holding.iter().map(|row| row.owner).collect();
+    seen.waiters > seen.waiting.len() as u64 || seen.holders > owners.len() as u64
 }
 
 /// How soon after it got in line a request is looked at, how soon again when it was found in a circle, and how rarely at last.

@@ -46,7 +46,7 @@ pub use backend::redis::{CallEncoding, Examination};
 pub use client::{Builder, Inspection, Relatch, Waiting};
 pub use clock::Clock;
 pub use config::{Backoff, Config, Tls};
-pub use deadlock::{Circle, CircleWait};
+pub use deadlock::{Circle, CircleWait, Deadlocks};
 pub use error::{Blame, Error, Holder, LostCause};
 pub use fenced::{Gate, Stamp};
 pub use guard::{FromHold, MutexGuard, ReadGuard, UpgradableGuard, Upgrade, UpgradeError, WriteGuard};

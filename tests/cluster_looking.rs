@@ -184,7 +184,7 @@ async fn a_circle_over_three_masters_is_found_and_the_one_that_closes_it_refused
                 soon(wait).await.unwrap().unwrap();
             }
         } else {
-            let circles = soon(clients[0].deadlocks()).await.unwrap();
+            let circles = soon(clients[0].deadlocks()).await.unwrap().circles;
             assert_eq!(circles.len(), 1, "{circles:?}");
             let waits: Vec<_> = circles[0].waits.iter().collect();
             let found: Vec<_> = waits.iter().map(|wait| wait.waiting.owner.clone()).collect();

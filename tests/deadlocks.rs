@@ -75,13 +75,81 @@ async fn waits<G: Send + 'static>(
 }
 
 async fn only(relatch: &Relatch) -> Circle {
-    let mut circles = relatch.deadlocks().await.unwrap();
+    let mut circles = relatch.deadlocks().await.unwrap().circles;
     assert_eq!(circles.len(), 1, "{circles:?}");
     circles.remove(0)
 }
 
 async fn ended(wait: Wait) -> Result<(), Error> {
     tokio::time::timeout(BOUND, wait).await.expect("it ends").unwrap()
+}
+
+/// Of a name that others hold and wait for, and that this user may not read; of a queue that is somebody else's.
+#[tokio::test]
+async fn what_can_not_be_looked_at_hides_no_circle_among_the_rest() {
+    let world = World::Redis(RedisServer::start());
+    let World::Redis(server) = &world else { panic!() };
+    let rights = "on >word ~relatch:1:[^{]* ~relatch:1:{[^d]* &* +@all";
+    let words: Vec<&str> = ["ACL", "SETUSER", "few"]
+        .into_iter()
+        .chain(rights.split(' '))
+        .collect();
+    server.cli(&words);
+    let as_few = server.url().replace("redis://", "redis://few:word@");
+    let others = world.client().await;
+    let denied = others.rwlock("denied").unwrap().write().await.unwrap();
+    let wait = waits(&others, &Owner::new(), "denied", Mode::Write, ()).await;
+    for foreign in [false, true] {
+        let (url, more) = match foreign {
+            false => (as_few.clone(), None),
+            true => (server.url(), Some(["ZADD", "relatch:1:{other}:queue", "1", "x"])),
+        };
+        if let Some(words) = more {
+            server.cli(&words);
+            server.cli(&["SET", "relatch:1:{other}", "cached"]);
+        }
+        let connect = async |refuse| {
+            let builder = Relatch::builder().url(&url).refuse_deadlocks(refuse);
+            builder.connect().await.unwrap()
+        };
+        let (one, careful) = (connect(false).await, connect(true).await);
+        // That there are none can't be said.
+        let found = one.deadlocks().await;
+        let error = found.expect_err(if foreign { "foreign" } else { "denied" });
+        assert!(error.is_server(), "{foreign}: {error}");
+        for client in [&one, &careful] {
+            let (ann, ben) = (Owner::new(), Owner::new());
+            let x = one.rwlock("ok/x").unwrap().write().owner(&ann).await.unwrap();
+            let y = client.rwlock("ok/y").unwrap().write().owner(&ben).await.unwrap();
+            let hers = waits(&one, &ann, "ok/y", Mode::Write, x).await;
+            let his = waits(client, &ben, "ok/x", Mode::Write, y).await;
+            if std::ptr::eq(client, &careful) {
+                assert!(ended(his).await.unwrap_err().is_deadlock());
+                ended(hers).await.unwrap();
+            } else {
+                only(&one).await;
+                his.abort();
+                ended(hers).await.unwrap();
+            }
+        }
+    }
+    denied.release().await.unwrap();
+    ended(wait).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_to_be_looked_at_whole_is_named() {
+    for world in both() {
+        let relatch = world.client().await;
+        let lock = relatch.rwlock("long").unwrap();
+        let reads: Vec<_> = (0..1001).map(|_| lock.read().into_future()).collect();
+        let reads = futures_util::future::try_join_all(reads).await.unwrap();
+        assert_eq!(relatch.deadlocks().await.unwrap().cut, [""; 0], "nobody waits");
+        let wait = waits(&relatch, &Owner::new(), "long", Mode::Write, ()).await;
+        assert_eq!(relatch.deadlocks().await.unwrap().cut, ["long"]);
+        drop(reads);
+        ended(wait).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -92,9 +160,13 @@ async fn two_owners_that_cross_two_names_are_found_and_named() {
         let lock = |client: &Relatch, name: &str| client.rwlock(name).unwrap();
         let x = lock(&one, "x").write().owner(&ann).label("first").await.unwrap();
         let y = lock(&other, "y").write().owner(&ben).await.unwrap();
-        assert_eq!(one.deadlocks().await.unwrap(), []);
+        assert_eq!(one.deadlocks().await.unwrap().circles, []);
         let hers = waits(&one, &ann, "y", Mode::Write, x).await;
-        assert_eq!(one.deadlocks().await.unwrap(), [], "one that waits is no circle");
+        assert_eq!(
+            one.deadlocks().await.unwrap().circles,
+            [],
+            "one that waits is no circle"
+        );
         let his = waits(&other, &ben, "x", Mode::Write, y).await;
 
         let circle = only(&world.client().await).await;
@@ -128,7 +200,7 @@ async fn two_owners_that_cross_two_names_are_found_and_named() {
         // One lets go, and the other gets through.
         hers.abort();
         ended(his).await.unwrap();
-        assert_eq!(one.deadlocks().await.unwrap(), []);
+        assert_eq!(one.deadlocks().await.unwrap().circles, []);
     }
 }
 
@@ -174,7 +246,7 @@ async fn readers_and_writers_that_wait_for_each_other_are_found() {
         // Ann reads x. A writer, who holds nothing, waits for her; Ben waits to read behind him, with y in hand; and she waits for that.
         let writer = waits(&relatch, &cat, "x", Mode::Write, ()).await;
         let his = waits(&relatch, &ben, "x", Mode::Read, y).await;
-        assert_eq!(relatch.deadlocks().await.unwrap(), []);
+        assert_eq!(relatch.deadlocks().await.unwrap().circles, []);
         let hers = waits(&relatch, &ann, "y", Mode::Write, x).await;
         let circle = only(&relatch).await;
         let found: Vec<_> = circle
@@ -351,7 +423,7 @@ async fn no_circle_is_told_where_there_is_none() {
         let looker = world.client().await;
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(700) || rounds.load(Ordering::Relaxed) < 20 {
-            assert_eq!(looker.deadlocks().await.unwrap(), []);
+            assert_eq!(looker.deadlocks().await.unwrap().circles, []);
             assert!(begun.elapsed() < BOUND * 3, "they get on");
         }
         over.store(true, Ordering::Relaxed);

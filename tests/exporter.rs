@@ -220,15 +220,14 @@ async fn a_scrape_tells_holds_waits_and_deadlocks_and_leaves_out_what_is_too_muc
         None,
         "only the two with a line have series of their own"
     );
+    // Whatever is left out of the rest.
+    let few = Exporter::start(&server.url(), &["--looks", "1"]).await;
+    let seen_by_few = few.scrape().await;
+    assert_eq!(seen_by_few.get("relatch_server_names_left_out", &[]), Some(3.0));
+    assert_eq!(seen_by_few.get("relatch_server_deadlocks", &[]), Some(1.0));
     hers.abort();
     his.abort();
     drop((first, second, reads));
-
-    let few = Exporter::start(&server.url(), &["--looks", "1"]).await;
-    assert_eq!(
-        few.scrape().await.get("relatch_server_names_left_out", &[]),
-        Some(3.0)
-    );
 
     // What is not asked for as it should be is told so.
     assert!(exporter.ask("GET /").await.1.contains("/metrics"));

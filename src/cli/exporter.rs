@@ -246,7 +246,7 @@ impl Exporter {
         let all = names.len();
         names.truncate(self.looks);
         let looked = names.len();
-        let found = each(&self.relatch, names).await?.or_refused()?;
+        let found = each(&self.relatch, names, missing.as_ref()).await?.or_refused()?;
         let left_out = all - looked + found.refused.len();
         let missing = missing.or(found.missing);
         let mut told = BTreeSet::new();
@@ -257,14 +257,16 @@ impl Exporter {
             told.insert(name);
         }
         *self.refused.lock() = told;
-        // One that waits is in no circle.
+        // One that waits is in no circle; if that is all who wait.
         let waiting: u64 = found.seen.iter().map(|name| name.waiter_count).sum();
         let circles = match waiting {
             // That would wait for it once more.
             _ if missing.is_some() => None,
-            0..2 => Some(0),
+            0..2 if left_out == 0 => Some(0),
             _ => match self.relatch.deadlocks().await {
-                Ok(circles) => Some(circles.len()),
+                // That there are none can't be said where not all was looked at.
+                Ok(found) if found.circles.is_empty() && !found.cut.is_empty() => None,
+                Ok(found) => Some(found.circles.len()),
                 // What can't be looked at may be part of one.
                 Err(error) if error.is_unreachable() || error.is_server() => None,
                 Err(error) => return Err(error),

@@ -301,8 +301,16 @@ async fn all(relatch: &Relatch, pattern: &str, missing: Option<&Error>) -> Resul
     }
 }
 
-pub(super) async fn each(relatch: &Relatch, names: Vec<String>) -> Result<Found, Error> {
-    let mut found = Found::default();
+/// Looks at these. `missing`: what could not be seen the last time; what does not answer at once then is left out.
+pub(super) async fn each(
+    relatch: &Relatch,
+    names: Vec<String>,
+    missing: Option<&Error>,
+) -> Result<Found, Error> {
+    let mut found = Found {
+        missing: missing.cloned(),
+        ..Found::default()
+    };
     found.and(relatch, names).await?;
     Ok(found)
 }

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use relatch::Owner;
 use rustix::process::Signal;
@@ -414,8 +415,14 @@ async fn with_a_master_down_the_others_are_told_and_that_they_are_not_all() {
     assert!(!listed(&two).contains(&names[0]));
     // Whoever began before goes on telling what can be seen, and nothing of what can't.
     run.until_it_says("err", "trying on");
+    let released = Instant::now();
     held.pop().unwrap().release().await.unwrap();
     run.until_it_says("out", &format!("release   {}  write", names[2]));
+    assert!(
+        released.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        released.elapsed()
+    );
     assert!(!run.said("out").contains(&names[0]), "{}", run.said("out"));
 
     cluster.node(0).cont();
@@ -423,6 +430,54 @@ async fn with_a_master_down_the_others_are_told_and_that_they_are_not_all() {
     held.remove(0).release().await.unwrap();
     run.until_it_says("out", &format!("release   {}  write", names[0]));
     assert_eq!(listed(&done(None, &ls).assert(0, "")).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ends_at_a_master_that_is_down_holds_up_nothing_that_the_others_tell() {
+    let cluster = RedisCluster::start(3);
+    let directory = tempfile::tempdir().unwrap();
+    let config = brisk(&directory, &cluster.url());
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("patience = \"1s\"", "patience = \"4s\"")).unwrap();
+    let one = client(&cluster.url()).await;
+    let [gone, there] = [0, 1].map(|master| cluster.name_on(master, "it"));
+    let held = one.rwlock(&there).unwrap().write().await.unwrap();
+    let lease = Duration::from_secs(7);
+    let _lapses = one.rwlock(&gone).unwrap().write().lease(lease).await.unwrap();
+    let lapsed = tokio::time::Instant::now() + lease + Duration::from_millis(100);
+    let run = Running::start(&cluster.url(), &["events", "--config", &config]);
+    run.until_it_says("err", "2 names are held");
+    cluster.node(0).stop();
+    run.until_it_says("err", "trying on");
+    // It looks at the name whose lease has ended, and gets no answer.
+    tokio::time::sleep_until(lapsed).await;
+    let released = Instant::now();
+    held.release().await.unwrap();
+    run.until_it_says("out", &format!("release   {there}"));
+    let took = released.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_said_to_be_revoked_before_the_server_says_so() {
+    let server = Arc::new(RedisServer::start());
+    let one = client(&server.url()).await;
+    let _held = one.rwlock("it").unwrap().write().await.unwrap();
+    let proxy = Proxy::start(server.port());
+    // It stands still when it is asked for that.
+    let stops = server.clone();
+    proxy.drop_reply_then_cut(move |words| {
+        if words[0] == "EVALSHA" && words.iter().any(|word| word == "relatch:1:{it}") {
+            stops.stop();
+        }
+        false
+    });
+    let mut run = Running::start(&proxy.url(), &["revoke", "it"]);
+    run.until_it_says("err", "the server has not answered yet");
+    assert!(!run.said("err").contains("revoked"), "{}", run.said("err"));
+    proxy.heal();
+    server.cont();
+    assert_eq!(run.ended().code(), Some(0), "{}", run.said("err"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -587,6 +642,42 @@ async fn the_doctor_names_owners_that_wait_for_each_other_in_a_circle() {
     his.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_does_not_say_that_nobody_waits_in_a_circle_where_it_did_not_look_at_all() {
+    let server = RedisServer::start();
+    let one = client(&server.url()).await;
+    let lock = one.rwlock("long").unwrap();
+    let reads: Vec<_> = (0..1001).map(|_| lock.read().into_future()).collect();
+    let _reads = futures_util::future::try_join_all(reads).await.unwrap();
+    let writer = tokio::spawn(lock.write().into_future());
+    until_waiting(&one, "long", 1).await;
+    let url = server.url();
+    let doctor = tokio::task::spawn_blocking(move || done(Some(&url), &["doctor"]));
+    let doctor = doctor.await.unwrap().assert(0, "").out;
+    assert!(
+        doctor.contains("of \"long\" there are more than 1,000"),
+        "{doctor}"
+    );
+    assert!(!doctor.contains("no owners wait"), "{doctor}");
+    writer.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_that_fails_shows_what_was_seen() {
+    let server = RedisServer::start();
+    let one = client(&server.url()).await;
+    let _held = one.rwlock("seen before").unwrap().write().await.unwrap();
+    server.reply(&["ACL", "SETUSER", "some", "on", ">word", "~*", "&*", "+@all"]);
+    let url = server.url().replace("redis://", "redis://some:word@");
+    let arguments = ["trace", "--for", "60s", "--html", "page.html"];
+    let mut run = Running::start(&url, &arguments);
+    run.until_it_says("err", "1 go on");
+    // Its links go as well.
+    server.reply(&["ACL", "DELUSER", "some"]);
+    assert_eq!(run.ended().code(), Some(2), "{}", run.said("err"));
+    assert!(run.said("page.html").contains("seen before"));
+}
+
 #[test]
 fn the_doctor_tells_which_rights_are_missing() {
     let server = RedisServer::start();
@@ -700,6 +791,10 @@ async fn a_name_that_can_not_be_looked_at_hides_no_other() {
     run.until_it_says("out", "\"event\":\"acquire\",\"name\":\"next\"");
     assert_eq!(run.said("err").matches(says).count(), 1, "it is told once");
     next.release().await.unwrap();
+    server.reply(&["DEL", "relatch:1:{bad}", "relatch:1:{bad}:queue"]);
+    terminal.until("nothing is wrong any more", |seen| !seen.contains(says));
+    server.reply(&["SET", "relatch:1:{bad}:queue", "cached"]);
+    server.reply(&["HSET", "relatch:1:{bad}", "waiting", "1"]);
     // Where there is no other, that is the answer.
     done(Some(&url), &["ls", "ba*"]).assert(2, "holds something else");
 }

@@ -60,7 +60,7 @@ pub(crate) struct Board {
     /// Of all of them, until all were looked at.
     gap: bool,
     /// Names that could not be looked at the last time, and those of them that nobody was told of.
-    refused: BTreeSet<String>,
+    refused: BTreeMap<String, Error>,
     untold: Vec<(String, Error)>,
 }
 
@@ -85,7 +85,7 @@ impl Board {
             missing: None,
             blind: BTreeSet::new(),
             gap: false,
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             untold: Vec::new(),
         }
     }
@@ -103,6 +103,11 @@ impl Board {
     /// Names that can't be looked at, as the server says no to them, and could before the last look.
     pub(crate) fn refused(&mut self) -> Vec<(String, Error)> {
         std::mem::take(&mut self.untold)
+    }
+
+    /// One of those that can't be looked at now, if there are any.
+    pub(crate) fn refused_still(&self) -> Option<(&String, &Error)> {
+        self.refused.first_key_value()
     }
 
     /// What is new since the last call: at first everything that is there. Not cancel safe: drop the board as well.
@@ -149,14 +154,20 @@ impl Board {
             Some(Changed::Names(names)) => {
                 let wanted = names.into_iter().filter(|name| self.wanted.matches(name));
                 let names: Vec<String> = wanted.collect();
-                (each(&self.relatch, names.clone()).await?, Some(names))
+                (
+                    each(&self.relatch, names.clone(), self.missing()).await?,
+                    Some(names),
+                )
             }
             None => {
                 let mut names = Vec::new();
                 while self.due.first().is_some_and(|(due, _)| *due <= at) {
                     names.extend(self.due.pop_first().map(|(_, name)| name));
                 }
-                (each(&self.relatch, names.clone()).await?, Some(names))
+                (
+                    each(&self.relatch, names.clone(), self.missing()).await?,
+                    Some(names),
+                )
             }
             Some(_) => {
                 let mut found = match all(&self.relatch, &self.pattern, self.missing()).await {
@@ -179,12 +190,20 @@ impl Board {
         let gap = self.gap && whole && found.missing.is_none();
         self.miss(&found, asked);
         match found.missing {
-            Some(error) => self.missing = Some((error, Instant::now() + AGAIN)),
+            // What changes meanwhile does not put that off.
+            Some(error) if whole || self.missing.is_none() => {
+                self.missing = Some((error, Instant::now() + AGAIN));
+            }
             None if whole => self.missing = None,
-            None => {}
+            _ => {}
+        }
+        if whole && self.missing.is_none() {
+            // Those that are not listed any more have no key that anybody could say no to.
+            let refused: HashSet<&str> = found.refused.iter().map(|(name, _)| name.as_str()).collect();
+            self.refused.retain(|name, _| refused.contains(name.as_str()));
         }
         for (name, error) in found.refused {
-            if self.refused.insert(name.clone()) {
+            if self.refused.insert(name.clone(), error.clone()).is_none() {
                 self.untold.push((name, error));
             }
         }

@@ -395,9 +395,23 @@ async fn handoff(report: &mut Report, relatch: &Relatch, config: &Config) {
 /// Each circle is told with all of its owners: to end it takes one of them.
 async fn deadlocks(report: &mut Report, relatch: &Relatch) {
     match relatch.deadlocks().await {
-        Ok(circles) if circles.is_empty() => report.ok("no owners wait for each other in a circle"),
-        Ok(circles) => {
-            for circle in circles {
+        Ok(found) => {
+            match found.cut.len() {
+                0 if found.circles.is_empty() => report.ok("no owners wait for each other in a circle"),
+                0 => {}
+                more => report.find(
+                    Level::Note,
+                    format!(
+                        "not all who hold or wait were looked at for deadlocks: of {} there are more than 1,000",
+                        match more {
+                            1 => format!("{:?}", printable(&found.cut[0])),
+                            more => format!("{more} names, such as {:?},", printable(&found.cut[0])),
+                        }
+                    ),
+                    "look again when fewer do; owners that wait for each other there are not told",
+                ),
+            }
+            for circle in found {
                 let remedy = circle
                     .waits
                     .iter()

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     reach: Reach,
 }
 
+/// So long after it was asked whoever waits for it is told what is known.
+const ANSWERS: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let relatch = args.reach.connect().await?;
     let revoking = async {
@@ -38,17 +41,22 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         }
     };
     let patience = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let seen = relatch.inspect(&args.name).await.ok();
+        tokio::time::sleep(ANSWERS).await;
+        let seen = tokio::time::timeout(ANSWERS, relatch.inspect(&args.name)).await;
+        let seen = seen.ok().and_then(Result::ok);
         let last = seen
             .iter()
             .flat_map(|seen| &seen.holders)
             .filter(|held| held.revoked);
-        let last = last.map(|held| held.lease_left).max().unwrap_or_default();
-        tell(&format!(
-            "revoked, not given back yet: whoever does not answer holds for {} more, until its lease ends",
-            brief(last)
-        ));
+        match (&seen, last.map(|held| held.lease_left).max()) {
+            (_, Some(last)) => tell(&format!(
+                "revoked, not given back yet: whoever does not answer holds for {} more, until its lease ends",
+                brief(last)
+            )),
+            (None, None) => tell("the server has not answered yet: nobody may have been told"),
+            // It is about to be known.
+            (Some(_), None) => {}
+        }
         std::future::pending::<std::convert::Infallible>().await
     };
     let taken = tokio::select! {

@@ -63,7 +63,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let over = tokio::time::sleep(args.length);
     let mut over = std::pin::pin!(over);
     let mut interrupted = std::pin::pin!(interrupted());
-    let (mut away, mut told) = (false, (0, 0));
+    let (mut away, mut told, mut failed) = (false, (0, 0), None);
     let mut ticks = tokio::time::interval(TELLS);
     'watching: loop {
         let found = {
@@ -83,7 +83,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 }
             }
         };
-        found?.iter().for_each(|look| tracer.look(look));
+        match found {
+            Ok(looks) => looks.iter().for_each(|look| tracer.look(look)),
+            // What was seen is shown all the same.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
         for (name, error) in board.refused() {
             tell(&refusal(&name, &error));
         }
@@ -103,7 +110,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
         on + over
     ));
     let _ = relatch.close().await;
-    Ok(Outcome::Yes)
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(Outcome::Yes),
+    }
 }
 
 /// How often it is told how much was seen.

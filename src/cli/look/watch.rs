@@ -65,10 +65,18 @@ fn crash_if(crash: bool) {
     assert!(!crash, "as asked for by --crash");
 }
 
+/// Why what is seen is not all there is.
+#[derive(Default)]
+struct Lacks {
+    /// The server, or a part of a cluster, is away. It is tried on.
+    missing: Option<String>,
+    /// A name can't be looked at.
+    refused: Option<String>,
+}
+
 /// What the tasks around the screen tell it.
 enum News {
-    /// And why that is not all, if it is not: the server, or a part of a cluster, is away. It is tried on. And what can't be looked at.
-    Looks(Vec<Seen>, Option<String>, Option<String>),
+    Looks(Vec<Seen>, Lacks),
     /// Nothing more will come.
     Failed(anyhow::Error),
     Key(KeyEvent),
@@ -127,7 +135,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
                 None => break Some(Ok(Outcome::Yes)),
                 Some(News::Failed(error)) => break Some(Err(error)),
                 Some(News::Panicked) => break Some(Ok(Outcome::Status(PANICKED))),
-                Some(News::Looks(looks, missing, refused)) => screen.see(looks, missing, refused),
+                Some(News::Looks(looks, lacks)) => screen.see(looks, lacks),
                 Some(News::Revoked(what)) => screen.status = Some((false, what)),
                 // It may be as large as it was again, and have lost what stood on it. (`clear` would ask the terminal where its cursor is, and
                 // the thread that reads keys would get the answer.)
@@ -195,16 +203,25 @@ async fn look(mut board: Board, news: mpsc::UnboundedSender<News>, crash: bool) 
     loop {
         let told = match board.next().await {
             Ok(looks) => {
-                // A line is all there is for it.
-                let refused = board.refused();
-                News::Looks(
-                    looks.into_iter().map(|look| look.after).collect(),
-                    board.missing().map(ToString::to_string),
-                    refused.first().map(|(name, error)| refusal(name, error)),
-                )
+                // A line is all there is for it: that none is told twice does not matter here.
+                drop(board.refused());
+                let lacks = Lacks {
+                    missing: board.missing().map(ToString::to_string),
+                    refused: board.refused_still().map(|(name, error)| refusal(name, error)),
+                };
+                News::Looks(looks.into_iter().map(|look| look.after).collect(), lacks)
             }
             // It was there when this began: it will be again.
-            Err(error) if error.is_unreachable() => News::Looks(Vec::new(), Some(error.to_string()), None),
+            Err(error) if error.is_unreachable() => {
+                let missing = Some(error.to_string());
+                News::Looks(
+                    Vec::new(),
+                    Lacks {
+                        missing,
+                        ..Lacks::default()
+                    },
+                )
+            }
             Err(error) => News::Failed(error.into()),
         };
         let over = matches!(told, News::Failed(_));
@@ -322,8 +339,8 @@ struct Screen {
     table: TableState,
     /// Whether it is a trouble, and what.
     status: Option<(bool, String)>,
-    /// The server is.
-    away: bool,
+    /// What was lacking when it was looked last.
+    lack: Option<String>,
 }
 
 impl Screen {
@@ -340,18 +357,19 @@ impl Screen {
             chosen: None,
             table: TableState::default(),
             status: None,
-            away: false,
+            lack: None,
         }
     }
 
-    fn see(&mut self, looks: Vec<Seen>, missing: Option<String>, refused: Option<String>) {
-        self.begun |= missing.is_none() || !looks.is_empty();
-        let was_away = std::mem::replace(&mut self.away, missing.is_some());
-        match missing.or(refused) {
-            Some(why) => self.status = Some((true, why)),
-            None if was_away => self.status = None,
-            None => {}
+    fn see(&mut self, looks: Vec<Seen>, lacks: Lacks) {
+        self.begun |= lacks.missing.is_none() || !looks.is_empty();
+        let away = lacks.missing.is_some();
+        let lack = lacks.missing.or(lacks.refused);
+        if away || lack != self.lack {
+            let told = self.status.take().filter(|(trouble, _)| !trouble);
+            self.status = lack.clone().map(|why| (true, why)).or(told);
         }
+        self.lack = lack;
         for seen in looks {
             if seen.is_idle() && seen.what.fence.is_none() {
                 self.seen.remove(&seen.what.name);
