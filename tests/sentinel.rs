@@ -208,27 +208,55 @@ async fn what_most_sentinels_say_counts_and_dead_ones_do_not_hold_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sentinel_that_is_cut_off_from_most_of_them_is_not_believed() {
-    let (server, dead) = (RedisServer::start(), free_port());
+    let (server, dead) = (RedisServer::start(), [free_port(), free_port()]);
     let left = FakeSentinel::naming(server.port());
-    let url = url_of(&[dead, left.port(), dead]);
+    // It does not become two by being named twice.
+    let url = url_of(&[dead[0], left.port(), dead[1], left.port()]);
+    let refused = async |url: &str, of: &str| {
+        let error = inquisitive(url.to_owned()).connect().await.unwrap_err();
+        assert!(
+            error.is_unreachable() && error.to_string().contains(of),
+            "{error}"
+        );
+    };
     left.cut_off(BOUND);
-    let error = inquisitive(url.clone()).connect().await.unwrap_err();
-    assert!(
-        error.is_unreachable() && error.to_string().contains("only 1 of 3 Sentinels could be asked"),
-        "{error}"
-    );
+    refused(&url, "1 of 3 Sentinels could be asked").await;
+    // Just started, it takes the others as heard of at that moment.
+    left.cut_off(Duration::ZERO);
+    left.up_for(Duration::from_secs(1));
+    refused(&url, "1 of 3 Sentinels could be asked").await;
     assert_eq!(
         server.info("commandstats", "cmdstat_hello"),
         None,
         "nobody has been there"
     );
     // It hears of the others, whom we can't reach: it would know.
-    left.cut_off(Duration::ZERO);
+    left.up_for(Duration::from_secs(6));
     let a = soon(inquisitive(url).connect()).await.unwrap();
     drop(soon(lock(&a).write()).await.unwrap());
-    // What is named is what there is.
+    // Its address may be one for all of them, so by itself it is no majority either, unless it knows of nobody else.
+    let alone = url_of(&[left.port()]);
     left.cut_off(BOUND);
-    soon(inquisitive(url_of(&[left.port()])).connect()).await.unwrap();
+    refused(&alone, "1 of 1 Sentinels could be asked").await;
+    left.forgets_the_others();
+    left.up_for(Duration::ZERO);
+    soon(inquisitive(alone).connect()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_that_say_nothing_leave_the_attempt_time_to_link() {
+    let server = RedisServer::start();
+    let (silent, one) = (
+        [(); 2].map(|()| FakeServer::silent()),
+        FakeSentinel::naming(server.port()),
+    );
+    let url = url_of(&[silent[0].port(), one.port(), silent[1].port()]);
+    let linked = Relatch::builder()
+        .url(url)
+        .connect_timeout(ms(1500))
+        .response_timeout(BOUND)
+        .connect();
+    soon(linked).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,13 +295,14 @@ async fn who_reaches_a_minority_that_is_cut_off_waits_until_more_are_there() {
         "it is not believed any more",
         async || match connect().await {
             Ok(_) => false,
-            Err(error) => error.to_string().contains("only 1 of 3 Sentinels"),
+            Err(error) => error.to_string().contains("1 of 3 Sentinels"),
         },
     )
     .await;
-    // Whoever was linked goes on; and one can say that there are no others.
+    // Whoever was linked goes on.
     soon(lock(&a).write()).await.unwrap().release().await.unwrap();
-    soon(Relatch::connect(&watched.url_of_the_first())).await.unwrap();
+    let error = Relatch::connect(&watched.url_of_the_first()).await.unwrap_err();
+    assert!(error.to_string().contains("1 of 1 Sentinels"), "{error}");
     watched.only_the_first_sentinel(false);
     eventually_async(BOUND * 2, "it is believed again", async || {
         connect().await.is_ok()

@@ -296,6 +296,7 @@ struct Says {
     port: u16,
     epoch: u64,
     hellos: Vec<Duration>,
+    up: Duration,
 }
 
 impl FakeSentinel {
@@ -305,6 +306,7 @@ impl FakeSentinel {
             port,
             epoch: 1,
             hellos: vec![Duration::ZERO; 2],
+            up: Duration::from_secs(3600),
         }));
         let theirs = Arc::clone(&says);
         let server = FakeServer::replying(move |words| {
@@ -330,6 +332,10 @@ impl FakeSentinel {
                     let others: String = says.hellos.iter().map(of).collect();
                     format!("*{}\r\n{others}", says.hellos.len())
                 }
+                (Some("INFO"), _) => {
+                    let info = format!("# Server\r\nuptime_in_seconds:{}\r\n", says.up.as_secs());
+                    format!("${}\r\n{info}\r\n", info.len())
+                }
                 _ => "+OK\r\n".to_owned(),
             }
             .into_bytes()
@@ -347,6 +353,16 @@ impl FakeSentinel {
     /// It has not heard of the others for so long.
     pub fn cut_off(&self, since: Duration) {
         self.says.lock().hellos.fill(since);
+    }
+
+    /// It knows of nobody else any more.
+    pub fn forgets_the_others(&self) {
+        self.says.lock().hellos.clear();
+    }
+
+    /// It was started so long ago.
+    pub fn up_for(&self, time: Duration) {
+        self.says.lock().up = time;
     }
 
     pub fn port(&self) -> u16 {

@@ -289,7 +289,11 @@ impl Target {
                 if !matches!(url.path(), "" | "/") || !url.username().is_empty() || url.password().is_some() {
                     return Err("one of its hosts is none".into());
                 }
-                all.push(host_of(&url, port)?);
+                let host = host_of(&url, port)?;
+                // One that is named twice is not two that agree.
+                if !all.iter().any(|known| host.is(known)) {
+                    all.push(host);
+                }
             }
             Ok(all)
         };

@@ -3,8 +3,12 @@
 //! All are asked at once. What most of them say counts, of all that are named, as one that was cut off from the others may still name a primary
 //! that has been replaced. Where so many can't be asked, each is asked for more than the address: for the epoch of what it says, as a fail-over
 //! has a greater one than all before it; and when it last heard of the other Sentinels, which tell each other every two seconds whom they take for the
-//! primary. So one that hears of most of them is as good as they. Without one of both nobody is *sure*: then the other side may have
-//! elected another primary. What is done about that is for `link` to decide.
+//! primary. So one that hears of most of them is as good as they. One that has just been started only seems to: it takes all that are in its
+//! file as heard at that moment. Without one of both nobody is *sure*: then the other side may have elected another primary. What is done
+//! about that is for `link` to decide.
+//!
+//! One that is named alone is no majority if it says itself that it has lost the others: an address may be one for all, of which each attempt
+//! reaches another. It is if it knows of none, or does not tell.
 //!
 //! What they name is then asked itself whether it is one (its `INFO`), as that takes a moment to become true.
 
@@ -29,7 +33,7 @@ pub(super) struct Named {
     pub(super) peer: Peer,
     /// Which fail-over has made it the primary, as far as is told: a later one has a greater number.
     pub(super) epoch: Option<u64>,
-    /// By most of all that are named, not only of those that could be reached.
+    /// By most of all that are named, not only of those that could be reached; by an only one unless it says that it has lost the others.
     pub(super) agreed: bool,
     /// By one that hears of most of the others.
     in_touch: bool,
@@ -52,8 +56,9 @@ impl Named {
     /// Why it is not to be relied on.
     pub(super) fn doubt(&self, target: &Target, sentinels: &Sentinels) -> Error {
         ErrorKind::Unreachable(format!(
-            "{}: only {} of {} Sentinels could be asked, and none of these hears of most of the others: what they name, {}, may have been \
-             replaced. Start the others, or see to the network; or name only those that there are",
+            "{}: {} of {} Sentinels could be asked, and none of these has heard of most of the others for long enough: what they name, {}, may have \
+             been replaced. Start the others, or see to the network; or, where they are gone for good, have the rest forget them (SENTINEL RESET) \
+             and name only those that there are",
             target.place,
             self.heard,
             sentinels.hosts.len(),
@@ -67,7 +72,8 @@ impl Named {
 struct Said {
     address: Address,
     epoch: Option<u64>,
-    in_touch: bool,
+    /// It hears of most of the others. `None`: it does not tell.
+    in_touch: Option<bool>,
 }
 
 /// The server that is the primary now.
@@ -76,6 +82,8 @@ pub(super) async fn primary(
     target: &Target,
     sentinels: &Sentinels,
 ) -> Result<Named, Error> {
+    // Those that say nothing must leave the attempt time for the server that the others name.
+    let within = options.response_timeout.min(options.connect_timeout / 2);
     let mut asked: FuturesUnordered<_> = sentinels
         .hosts
         .iter()
@@ -83,11 +91,10 @@ pub(super) async fn primary(
             let sentinel = Peer::new(options, target, host.clone()).logged_in_as(sentinels.login.clone());
             async move {
                 let place = sentinel.place.clone();
-                match timeout(options.response_timeout, ask(&sentinel, sentinels)).await {
+                match timeout(within, ask(&sentinel, sentinels)).await {
                     Ok(answer) => answer,
                     Err(_) => Err(ErrorKind::Unreachable(format!(
-                        "{place}, a Sentinel, did not answer within {:?}",
-                        options.response_timeout
+                        "{place}, a Sentinel, did not answer within {within:?}"
                     ))
                     .into()),
                 }
@@ -111,7 +118,7 @@ pub(super) async fn primary(
                         if said.epoch > other.epoch {
                             (other.epoch, other.in_touch) = (said.epoch, said.in_touch);
                         } else if said.epoch == other.epoch {
-                            other.in_touch |= said.in_touch;
+                            other.in_touch = other.in_touch.max(said.in_touch);
                         }
                         *count += 1;
                         *count
@@ -149,8 +156,8 @@ pub(super) async fn primary(
             Ok(Named {
                 peer: peer.called(place),
                 epoch: said.epoch,
-                agreed: most(count),
-                in_touch: said.in_touch,
+                agreed: most(count) && (sentinels.hosts.len() > 1 || said.in_touch != Some(false)),
+                in_touch: said.in_touch == Some(true),
                 heard,
             })
         }
@@ -165,16 +172,17 @@ async fn ask(sentinel: &Peer, sentinels: &Sentinels) -> Result<Said, Error> {
     let primary = sentinels.primary.as_str();
     let mut drivers = JoinSet::new();
     let mut connection = sentinel.connect(&mut drivers, sentinel.config(), || ()).await?;
-    let mut ask = ::redis::Pipeline::with_capacity(3);
+    let mut ask = ::redis::Pipeline::with_capacity(4);
     for what in ["GET-MASTER-ADDR-BY-NAME", "MASTER", "SENTINELS"] {
         ask.cmd("SENTINEL").arg(what).arg(primary);
     }
+    ask.cmd("INFO").arg("server");
     let no_sentinel = || {
         sentinel.unfit(
             "is not a Sentinel: name the Sentinels' addresses (their port is 26379 unless set), or write redis:// for a server",
         )
     };
-    let answers = connection.send_packed_commands(&ask, 0, 3).await;
+    let answers = connection.send_packed_commands(&ask, 0, 4).await;
     let mut answers = answers
         .map_err(|error| sentinel.handshake_failed(&error))?
         .into_iter();
@@ -189,11 +197,12 @@ async fn ask(sentinel: &Peer, sentinels: &Sentinels) -> Result<Said, Error> {
                 let epoch = answers
                     .next()
                     .and_then(|about| number(&fields(&about)?, "config-epoch"));
-                let others = answers.next();
+                let others = answers.next().and_then(|others| heard_of(&others));
+                let up = answers.next().and_then(|info| uptime(&info));
                 Ok(Said {
                     address: Address::Tcp(host, port),
                     epoch,
-                    in_touch: others.is_some_and(|others| hears_of_most(&others, sentinels.hosts.len())),
+                    in_touch: others.map(|others| others.is_in_touch(sentinels.hosts.len(), up)),
                 })
             }
             _ => Err(no_sentinel()),
@@ -241,17 +250,48 @@ fn number(fields: &[(&[u8], &[u8])], name: &str) -> Option<u64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// Whether it knows what most of all Sentinels know, of which it says `others`, and we `named` so many.
-fn hears_of_most(others: &Value, named: usize) -> bool {
-    let Value::Array(others) = others else {
-        return false;
+/// How long it has been running. `None`: that is not told.
+fn uptime(info: &Value) -> Option<Duration> {
+    let info = match info {
+        Value::BulkString(info) => std::str::from_utf8(info).ok()?,
+        Value::VerbatimString { text, .. } => text,
+        _ => return None,
     };
-    let heard_of = |other: &Value| {
+    let mut lines = info.lines();
+    let seconds = lines.find_map(|line| line.trim().strip_prefix("uptime_in_seconds:"))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
+/// The others, as a Sentinel says.
+#[derive(Debug, PartialEq, Eq)]
+struct Others {
+    known: usize,
+    /// As many have told it something lately.
+    heard: usize,
+}
+
+/// `None`: that is something else.
+fn heard_of(others: &Value) -> Option<Others> {
+    let Value::Array(others) = others else {
+        return None;
+    };
+    let lately = |other: &Value| {
         let age = fields(other).and_then(|fields| number(&fields, "last-hello-message"));
         age.is_some_and(|age| u128::from(age) <= RECENT.as_millis())
     };
-    let with_itself = 1 + others.iter().filter(|other| heard_of(other)).count();
-    with_itself * 2 > (1 + others.len()).max(named)
+    Some(Others {
+        known: others.len(),
+        heard: others.iter().filter(|other| lately(other)).count(),
+    })
+}
+
+impl Others {
+    /// Whether it knows what most of all Sentinels know, of which we `named` so many. It has been `up` for so long: at first all that it knows
+    /// from its file count as just heard of.
+    fn is_in_touch(&self, named: usize, up: Option<Duration>) -> bool {
+        let has_listened = self.known == 0 || up.is_some_and(|up| up > RECENT);
+        has_listened && (1 + self.heard) * 2 > (1 + self.known).max(named)
+    }
 }
 
 #[cfg(test)]
@@ -284,15 +324,24 @@ mod tests {
             (&["0", "9000", "9000", "9000"], 1, false),
             (&["-1", "", "x", "99999999999999999999"], 1, false),
         ] {
-            assert_eq!(hears_of_most(&map(ages), named), expected, "{ages:?} {named}");
-            assert_eq!(hears_of_most(&flat(ages), named), expected, "{ages:?} {named}");
+            let up = Some(Duration::from_secs(6));
+            for others in [map(ages), flat(ages)] {
+                let others = heard_of(&others).unwrap();
+                assert_eq!(others.is_in_touch(named, up), expected, "{ages:?} {named}");
+                let first = others.known == 0 && expected;
+                for up in [None, Some(RECENT)] {
+                    assert_eq!(others.is_in_touch(named, up), first, "{ages:?} {named}");
+                }
+            }
         }
-        for other in [
-            Value::Nil,
-            Value::Int(3),
-            Value::Array(vec![Value::Nil, Value::Int(1)]),
-        ] {
-            assert!(!hears_of_most(&other, 1), "{other:?}");
+        assert_eq!((heard_of(&Value::Nil), heard_of(&Value::Int(3))), (None, None));
+        let strange = heard_of(&Value::Array(vec![Value::Nil, Value::Int(1)])).unwrap();
+        assert_eq!(strange, Others { known: 2, heard: 0 });
+        let told = |info: &str| uptime(&Value::BulkString(info.as_bytes().to_vec()));
+        let info = "# Server\r\nuptime_in_days:9\r\nuptime_in_seconds:7\r\n";
+        assert_eq!(told(info), Some(Duration::from_secs(7)));
+        for other in ["", "uptime_in_seconds:", "uptime_in_seconds:-1"] {
+            assert_eq!(told(other), None, "{other:?}");
         }
     }
 }
