@@ -12,11 +12,14 @@ use std::time::Duration;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::io::tcp::socket2::{SockRef, TcpKeepalive};
 use ::redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, ServerErrorKind};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::redis::options::{Address, RedisOptions, Target};
 use crate::backend::redis::refusal::{classify, printable};
@@ -29,49 +32,172 @@ const BUFFERED: usize = 1024;
 pub(super) const OLDEST: (u64, u64) = (6, 2);
 
 /// How many may ask for one name at a time. A name server that does not answer keeps each for as long as the system has patience, half a minute at
-/// times, while attempts to link go on; and one that is back is heard of by whoever asks next, not by who has asked before.
-const LOOKUPS: usize = 4;
+/// times, while attempts to link go on.
+const LOOKUPS: usize = 16;
+/// How long after one has asked the next may while there is no answer: a name server that is back is heard of by whoever asks then.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long one address of a name has before the next is tried as well (RFC 8305 calls it the connection attempt delay).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// What is asked about one name, by all clients of this process.
+#[derive(Default)]
+struct Asking {
+    state: Mutex<Asked>,
+    answered: Notify,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// How many have not been answered yet.
+    open: usize,
+    /// How many have been asked, and when the last.
+    number: u64,
+    last: Option<Instant>,
+    /// The latest that has been answered.
+    answered: u64,
+    /// How often an address was told, and what the last time.
+    told: u64,
+    addresses: Vec<SocketAddr>,
+    /// The latest question that brought none, and why.
+    failed: Option<(u64, Arc<io::Error>)>,
+}
+
+/// A question to the system. However it ends, it is open no more.
+struct Question {
+    asking: Arc<Asking>,
+    number: u64,
+    answer: io::Result<Vec<SocketAddr>>,
+}
+
+impl Question {
+    fn answered(mut self, answer: io::Result<Vec<SocketAddr>>) {
+        self.answer = answer;
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let mut asked = self.asking.state.lock();
+        asked.open -= 1;
+        asked.answered = asked.answered.max(self.number);
+        match std::mem::replace(&mut self.answer, Ok(Vec::new())) {
+            Ok(addresses) => {
+                asked.told += 1;
+                asked.addresses = addresses;
+            }
+            Err(error) if asked.failed.as_ref().is_none_or(|(last, _)| *last < self.number) => {
+                asked.failed = Some((self.number, Arc::new(error)));
+            }
+            Err(_) => {}
+        }
+        drop(asked);
+        self.asking.answered.notify_waiters();
+    }
+}
+
+impl Asking {
+    /// What is known about this name while anybody asks for it.
+    fn of(host: &str) -> Arc<Self> {
+        static ALL: Mutex<BTreeMap<String, Weak<Asking>>> = Mutex::new(BTreeMap::new());
+        let mut all = ALL.lock();
+        all.retain(|_, asking| asking.strong_count() > 0);
+        all.get(host).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let asking = Arc::new(Self::default());
+            all.insert(host.to_owned(), Arc::downgrade(&asking));
+            asking
+        })
+    }
+
+    /// To be asked now, if it is time to.
+    fn question(self: &Arc<Self>) -> Option<Question> {
+        let mut asked = self.state.lock();
+        let now = Instant::now();
+        // Whatever still hangs was asked before the name server came back.
+        let due = asked.answered == asked.number
+            || asked.open < LOOKUPS
+                && asked
+                    .last
+                    .is_none_or(|last| now.duration_since(last) >= ASK_AGAIN);
+        due.then(|| {
+            asked.open += 1;
+            asked.number += 1;
+            asked.last = Some(now);
+            Question {
+                asking: self.clone(),
+                number: asked.number,
+                answer: Err(io::Error::other("nobody could be asked")),
+            }
+        })
+    }
+}
 
 /// Asks the system for an address. On a thread of its own: a name server that does not answer keeps it for long, and a runtime that shuts
-/// down would wait for threads of its own. Waits for its turn where so many ask for that name already.
-async fn resolved(
-    host: &str,
-    ask: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
-) -> io::Result<Vec<SocketAddr>> {
-    static ASKING: Mutex<BTreeMap<String, Weak<Semaphore>>> = Mutex::new(BTreeMap::new());
-    let turns = {
-        let mut asking = ASKING.lock();
-        asking.retain(|_, turns| turns.strong_count() > 0);
-        let known = asking.get(host).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let turns = Arc::new(Semaphore::new(LOOKUPS));
-            asking.insert(host.to_owned(), Arc::downgrade(&turns));
-            turns
-        })
+/// down would wait for threads of its own. An address that is told to one is told to all who wait for that name; that there is none only to
+/// those who have waited for as long as that was asked.
+async fn resolved<A>(host: &str, ask: A) -> io::Result<Vec<SocketAddr>>
+where
+    A: Fn() -> io::Result<Vec<SocketAddr>> + Clone + Send + 'static,
+{
+    let asking = Asking::of(host);
+    let (before, told) = {
+        let asked = asking.state.lock();
+        (asked.number, asked.told)
     };
-    let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
-    let (tell, told) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("relatch-resolver".into())
-        .spawn(move || {
-            let answer = ask();
-            drop(turn);
-            let _ = tell.send(answer);
-        })?;
-    let addresses = told.await.map_err(io::Error::other)??;
-    if addresses.is_empty() {
-        return Err(io::Error::other("it has no address"));
+    loop {
+        // Enrol first, look afterwards.
+        let answered = asking.answered.notified();
+        {
+            let asked = asking.state.lock();
+            if asked.told > told {
+                return Ok(asked.addresses.clone());
+            }
+            if let Some((_, error)) = asked.failed.as_ref().filter(|(number, _)| *number > before) {
+                return Err(io::Error::new(error.kind(), error.to_string()));
+            }
+        }
+        if let Some(question) = asking.question() {
+            let ask = ask.clone();
+            std::thread::Builder::new()
+                .name("relatch-resolver".into())
+                .spawn(move || {
+                    question.answered(match ask() {
+                        Ok(none) if none.is_empty() => Err(io::Error::other("it has no address")),
+                        answer => answer,
+                    });
+                })?;
+        }
+        let _ = timeout(ASK_AGAIN, answered).await;
     }
-    Ok(addresses)
+}
+
+/// A connection to the first of these that takes one. Each has some time to itself: of one that drops what is sent to it the system hears nothing
+/// for minutes.
+async fn first_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut rest = addresses.into_iter();
+    let mut trying = FuturesUnordered::new();
+    let mut refused = None;
+    loop {
+        trying.extend(rest.next().map(TcpStream::connect));
+        tokio::select! {
+            biased;
+            tried = trying.next() => match tried {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => refused = Some(error),
+                None => return Err(refused.unwrap_or_else(|| io::Error::other("it has no address"))),
+            },
+            () = sleep(NEXT_ADDRESS) => {}
+        }
+    }
 }
 
 /// What the system says; in tests of this crate there are names of a name server that they can stop.
-fn look_up(name: &(String, u16)) -> io::Result<Vec<SocketAddr>> {
+fn look_up(host: &str) -> io::Result<Vec<SocketAddr>> {
     #[cfg(test)]
-    if let Some(answer) = names::look_up(name) {
+    if let Some(answer) = names::look_up(host) {
         return answer;
     }
-    Ok(name.to_socket_addrs()?.collect())
+    // The port is whoever asks' own.
+    Ok((host, 0).to_socket_addrs()?.collect())
 }
 
 /// A server, and how to talk to it.
@@ -161,18 +287,21 @@ impl Peer {
     }
 
     async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, Error> {
-        let name = (host.to_owned(), port);
-        let addresses = match host.parse::<IpAddr>() {
+        let mut addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => resolved(host, move || look_up(&name)).await.map_err(|error| {
-                self.unreachable(format_args!(
-                    "has a name that can't be resolved ({error}): correct it, or see to the name server"
-                ))
-            })?,
+            Err(_) => {
+                let name = host.to_owned();
+                resolved(host, move || look_up(&name)).await.map_err(|error| {
+                    self.unreachable(format_args!(
+                        "has a name that can't be resolved ({error}): correct it, or see to the name server"
+                    ))
+                })?
+            }
         };
-        let stream = TcpStream::connect(&addresses[..])
-            .await
-            .map_err(|error| self.refused(&error))?;
+        for address in &mut addresses {
+            address.set_port(port);
+        }
+        let stream = first_of(addresses).await.map_err(|error| self.refused(&error))?;
         let tune = || -> std::io::Result<()> {
             stream.set_nodelay(true)?;
             let socket = SockRef::from(&stream);
@@ -339,46 +468,50 @@ impl Peer {
 pub(super) mod names {
     use std::net::Ipv4Addr;
 
-    use parking_lot::Condvar;
-
     use super::*;
 
     /// Names of it end with this.
     pub(in crate::backend::redis) const ZONE: &str = ".relatch-test.invalid";
 
     static DEAD: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    static CHANGED: Condvar = Condvar::new();
+    static TOLD: Mutex<BTreeMap<String, Vec<IpAddr>>> = Mutex::new(BTreeMap::new());
 
-    /// Whether nobody answers for this name. Who has asked meanwhile is told nothing good when that ends: the system has lost patience.
+    /// Whether nobody answers for this name. Who has asked meanwhile waits on when that ends, as the system has patience.
     pub(in crate::backend::redis) fn dead(host: &str, dead: bool) {
         let mut all = DEAD.lock();
         all.retain(|other| other != host);
         if dead {
             all.push(host.to_owned());
         }
-        CHANGED.notify_all();
     }
 
-    pub(super) fn look_up((host, port): &(String, u16)) -> Option<io::Result<Vec<SocketAddr>>> {
+    /// What it has for this name; otherwise it is this machine's.
+    pub(in crate::backend::redis) fn tell(host: &str, addresses: Vec<IpAddr>) {
+        TOLD.lock().insert(host.to_owned(), addresses);
+    }
+
+    pub(super) fn look_up(host: &str) -> Option<io::Result<Vec<SocketAddr>>> {
         if !host.ends_with(ZONE) {
             return None;
         }
-        let mut dead = DEAD.lock();
-        let asked_in_vain = dead.contains(host);
-        while dead.contains(host) {
-            CHANGED.wait(&mut dead);
+        let asked_in_vain = DEAD.lock().iter().any(|other| other == host);
+        if asked_in_vain {
+            loop {
+                std::thread::park();
+            }
         }
-        Some(if asked_in_vain {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            Ok(vec![SocketAddr::from((Ipv4Addr::LOCALHOST, *port))])
-        })
+        let told = TOLD.lock().get(host).cloned();
+        let addresses = told.unwrap_or_else(|| vec![Ipv4Addr::LOCALHOST.into()]);
+        Some(Ok(addresses
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, 0))
+            .collect()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -392,8 +525,9 @@ mod tests {
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         let begun = Instant::now();
         runtime.block_on(async {
+            let wait = Arc::new(Mutex::new(wait));
             let resolving = resolved("hangs", move || {
-                let _ = wait.recv();
+                let _ = wait.lock().recv();
                 Ok(Vec::new())
             });
             let outcome = tokio::time::timeout(Duration::from_millis(20), resolving).await;
@@ -406,43 +540,94 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_is_resolved_or_it_is_said_why_not() {
-        let found = resolved("localhost", || look_up(&("localhost".into(), 1))).await;
+        let found = resolved("localhost", || look_up("localhost")).await;
         assert!(found.unwrap().iter().all(|address| address.ip().is_loopback()));
-        assert!(resolved("x", || Ok(Vec::new())).await.is_err());
+        let error = resolved("x", || Ok(Vec::new())).await.unwrap_err();
+        assert!(error.to_string().contains("no address"), "{error}");
         assert!(resolved("x", || Err(io::Error::other("no"))).await.is_err());
+        // What was asked before says nothing about now.
+        assert!(resolved("x", || look_up("localhost")).await.is_ok());
+        let panicked = resolved("x", || panic!("as a resolver does not")).await;
+        assert!(panicked.is_err());
     }
 
-    #[tokio::test]
+    /// Virtual time: no second of it passes here.
+    #[tokio::test(start_paused = true)]
     async fn a_name_server_that_does_not_answer_keeps_few_threads_and_no_other_name() {
         let threads = Arc::new(());
+        // Until this test lets them go.
         let (let_go, wait) = std::sync::mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let hangs = || {
             let (thread, wait) = (threads.clone(), wait.clone());
             resolved("dead", move || {
-                let _ = (wait.lock().recv(), thread);
+                let _ = (wait.lock().recv(), &thread);
                 Err(io::ErrorKind::TimedOut.into())
             })
         };
         // Each is begun, and given up as an attempt is.
-        for _ in 0..LOOKUPS * 5 {
-            let mut attempt = std::pin::pin!(hangs());
-            assert!(futures_util::poll!(attempt.as_mut()).is_pending());
+        for asked in 1..=LOOKUPS * 2 {
+            for _ in 0..3 {
+                let mut attempt = std::pin::pin!(hangs());
+                assert!(futures_util::poll!(attempt.as_mut()).is_pending());
+            }
+            assert_eq!(Arc::strong_count(&threads), 1 + asked.min(LOOKUPS));
+            tokio::time::advance(ASK_AGAIN).await;
         }
-        assert_eq!(Arc::strong_count(&threads), 1 + LOOKUPS);
-        assert!(
-            resolved("localhost", || look_up(&("localhost".into(), 1)))
-                .await
-                .is_ok()
-        );
-        // When one of them is told something, the next has its turn.
+        let other = resolved("localhost", || look_up("localhost"));
+        assert!(other.await.is_ok());
+        // Those who asked are told nothing; then the next has its turn, and tells all.
         drop(let_go);
-        let found = resolved("dead", || Ok(vec![SocketAddr::from(([127, 0, 0, 1], 1))]));
-        assert!(
-            tokio::time::timeout(Duration::from_secs(10), found)
-                .await
-                .unwrap()
-                .is_ok()
+        let find = || resolved("dead", || Ok(vec![SocketAddr::from(([127, 0, 0, 1], 1))]));
+        let (one, other) = tokio::join!(find(), find());
+        assert!(one.is_ok() && other.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_server_that_is_back_is_heard_of_although_those_who_asked_before_still_hang() {
+        let (_never, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let asked = Arc::new(AtomicUsize::new(0));
+        // The first three.
+        let find = || {
+            let (asked, wait) = (asked.clone(), wait.clone());
+            resolved("back", move || {
+                if asked.fetch_add(1, Ordering::Relaxed) < 3 {
+                    let _ = wait.lock().recv();
+                }
+                Ok(vec![SocketAddr::from(([127, 0, 0, 1], 1))])
+            })
+        };
+        let began = Instant::now();
+        let all = futures_util::future::join_all([find(), find(), find()]).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert!(began.elapsed() >= ASK_AGAIN * 3);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_everything_does_not_hide_the_next() {
+        let listen = |ip: [u8; 4], port| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from((ip, port))).unwrap();
+            socket.listen(1).unwrap()
+        };
+        let there = listen([127, 0, 0, 1], 0);
+        let there = there.local_addr().unwrap();
+        let full = listen([127, 0, 0, 2], there.port());
+        let full = full.local_addr().unwrap();
+        // Nobody is accepted: soon nobody is answered.
+        let mut kept = Vec::new();
+        while let Ok(taken) = timeout(Duration::from_millis(100), TcpStream::connect(full)).await {
+            kept.push(taken.unwrap());
+        }
+        let found = timeout(Duration::from_secs(10), first_of(vec![full, there])).await;
+        assert_eq!(found.unwrap().unwrap().peer_addr().unwrap(), there);
+        let nobody = SocketAddr::from(([127, 0, 0, 3], there.port()));
+        let error = first_of(vec![nobody]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            first_of(vec![nobody, there]).await.unwrap().peer_addr().unwrap(),
+            there
         );
     }
 }

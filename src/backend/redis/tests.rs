@@ -1053,3 +1053,25 @@ async fn a_dead_name_server_is_told_and_recovered_from() {
     // Its turn is for `docs/deployments.md`.
     println!("recovered from a dead name server after {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_name_with_an_address_that_swallows_everything_is_linked_to() {
+    use super::dial::names;
+
+    let server = Server::start(&[]);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    let full = format!("127.0.0.2:{}", server.port).parse().unwrap();
+    socket.bind(full).unwrap();
+    // Nobody is accepted: soon nobody is answered.
+    let _listener = socket.listen(1).unwrap();
+    let mut kept = Vec::new();
+    while let Ok(taken) =
+        tokio::time::timeout(Duration::from_millis(100), tokio::net::TcpStream::connect(full)).await
+    {
+        kept.push(taken.unwrap());
+    }
+    let host = format!("two{}", names::ZONE);
+    names::tell(&host, vec![[127, 0, 0, 2].into(), [127, 0, 0, 1].into()]);
+    let backend = linked(quick(&format!("redis://{host}:{}", server.port))).await;
+    works(&backend).await;
+}
