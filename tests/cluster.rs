@@ -752,8 +752,13 @@ fn heard(words: &[String]) -> String {
     )
 }
 
-/// A node that knows of these masters for everything, the first of which it is itself, and answers every command on a key like this.
-fn fake_node(masters: Vec<Arc<AtomicU64>>, says: impl Fn() -> String + Send + 'static) -> FakeServer {
+/// A node that knows of this master for everything, which it is itself, and of its replicas, and answers every command on a key like this.
+fn fake_node(nodes: Vec<Arc<AtomicU64>>, says: impl Fn() -> String + Send + 'static) -> FakeServer {
+    fake_node_of(vec![nodes], says)
+}
+
+/// The same with several masters, each of so many slots, and its replicas.
+fn fake_node_of(shards: Vec<Vec<Arc<AtomicU64>>>, says: impl Fn() -> String + Send + 'static) -> FakeServer {
     FakeServer::replying(move |words| {
         let subcommand = words.get(1).map(|word| word.to_uppercase());
         let reply = match (words[0].to_uppercase().as_str(), subcommand.as_deref()) {
@@ -761,20 +766,22 @@ fn fake_node(masters: Vec<Arc<AtomicU64>>, says: impl Fn() -> String + Send + 's
             ("INFO", _) => bulk("redis_version:7.0.15\r\nredis_mode:cluster\r\nrole:master\r\n"),
             ("PING", _) => "+PONG\r\n".to_owned(),
             ("SCRIPT", _) => bulk("0"),
-            // The further ones are its replicas.
             ("CLUSTER", Some("SLOTS")) => {
-                let node = |(at, port): (usize, &Arc<AtomicU64>)| {
-                    let port = port.load(Ordering::Relaxed);
-                    format!(
-                        "*3\r\n{}:{port}\r\n{}",
-                        bulk("127.0.0.1"),
-                        bulk(&format!("id{at}"))
-                    )
+                let each = 16384 / shards.len();
+                let shard = |(shard, nodes): (usize, &Vec<Arc<AtomicU64>>)| {
+                    let node = |(at, port): (usize, &Arc<AtomicU64>)| {
+                        let port = port.load(Ordering::Relaxed);
+                        let id = bulk(&format!("id{shard}{at}"));
+                        format!("*3\r\n{}:{port}\r\n{id}", bulk("127.0.0.1"))
+                    };
+                    let (first, last) = (shard * each, (shard + 1) * each - 1);
+                    let listed: String = nodes.iter().enumerate().map(node).collect();
+                    format!("*{}\r\n:{first}\r\n:{last}\r\n{listed}", 2 + nodes.len())
                 };
-                let nodes: String = masters.iter().enumerate().map(node).collect();
-                format!("*1\r\n*{}\r\n:0\r\n:16383\r\n{nodes}", 2 + masters.len())
+                let listed: String = shards.iter().enumerate().map(shard).collect();
+                format!("*{}\r\n{listed}", shards.len())
             }
-            ("CLUSTER", _) => bulk("id0 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383\n"),
+            ("CLUSTER", _) => bulk("id00 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383\n"),
             ("SSUBSCRIBE" | "SUNSUBSCRIBE", _) => heard(words),
             ("EVALSHA" | "EVAL", _) if words.iter().any(|word| word.contains(":probe:")) => {
                 "*0\r\n".to_owned()
@@ -1034,14 +1041,23 @@ async fn a_lost_reply_makes_nothing_happen_twice_wherever_the_slot_is() {
 
 #[tokio::test]
 async fn a_late_node_does_not_vouch_for_itself_by_another_name() {
-    // `true`: there is another node, which does not answer.
-    for another in [true, false] {
+    let mut names = (0..).map(|at| format!("late {at}"));
+    let name = names.find(|name| SHARED.slot_of(&key(name)) < 8192).unwrap();
+    let away = || Arc::new(AtomicU64::new(1));
+    // Another node, which does not answer: a master, a replica, none. One that could have replaced it is voted for by the masters: where there
+    // is no other there is none, and an answer that was late once is not doubted for as long as the replica is away.
+    for (kind, said) in [
+        ("master", "answered late"),
+        ("replica", "out of memory"),
+        ("none", "out of memory"),
+    ] {
         let here = Arc::new(AtomicU64::new(0));
-        let mut nodes = vec![here.clone()];
-        if another {
-            nodes.push(Arc::new(AtomicU64::new(1)));
-        }
-        let node = fake_node(nodes, || {
+        let shards = match kind {
+            "master" => vec![vec![here.clone()], vec![away()]],
+            "replica" => vec![vec![here.clone(), away()]],
+            _ => vec![vec![here.clone()]],
+        };
+        let node = fake_node_of(shards, || {
             // Longer than any failover is quick.
             std::thread::sleep(ms(700));
             "-OOM it says\r\n".to_owned()
@@ -1049,12 +1065,10 @@ async fn a_late_node_does_not_vouch_for_itself_by_another_name() {
         here.store(u64::from(node.port()), Ordering::Relaxed);
         let url = format!("redis-cluster://localhost:{}", node.port());
         let relatch = soon(Relatch::connect(&url)).await.unwrap();
-        let error = soon(relatch.rwlock("late").unwrap().write().timeout(ms(2500)))
+        let error = soon(relatch.rwlock(&name).unwrap().write().timeout(ms(2500)))
             .await
             .unwrap_err();
-        // Where there is no other one, none can have replaced it.
-        let said = if another { "answered late" } else { "out of memory" };
-        assert!(error.to_string().contains(said), "{another}: {error}");
+        assert!(error.to_string().contains(said), "{kind}: {error}");
     }
 }
 

@@ -434,12 +434,20 @@ impl Cluster {
         if pace.is_vouched(came) {
             return !way.linker.is_closed();
         }
+        // What one has found out who asked meanwhile is told to all, also that there is nobody to ask: each would wait for that in turn.
+        if pace.is_asked_in_vain(came) {
+            return false;
+        }
         let asked = self.clock.now();
         match self.look(Some(way)).await {
             Ok(Some(view)) => self.adopt(&view),
             // There is no other node, so none that could have replaced it.
             Ok(None) => {}
+            // Nor can one that is not there: masters vote for who replaces one, and it is the only one, so it would have had to itself. (But for
+            // CLUSTER FAILOVER TAKEOVER, which asks nobody.) In doubt for as long as its replica is away nothing would be believed any more.
+            Err(_) if self.is_only_master(way) => {}
             Err(error) => {
+                pace.ask_in_vain(asked);
                 tracing::debug!(server = %way.live.peer.place, %error, "nobody vouches for it");
                 return false;
             }
@@ -461,6 +469,19 @@ impl Cluster {
         drop(ears);
         self.ears_changed.notify_one();
         true
+    }
+
+    /// Whether it serves all that is served.
+    fn is_only_master(&self, way: &Way) -> bool {
+        let map = self.map.lock();
+        let mut masters = map.masters();
+        let first = masters.next();
+        first.is_some_and(|node| Arc::ptr_eq(&node.linker, &way.linker)) && masters.next().is_none()
+    }
+
+    /// Something contradicts what is known of who serves what: it is read anew.
+    pub(super) fn suspect(&self) {
+        self.doubt.notify_one();
     }
 
     /// Nobody serves it, says its master: whatever the next view says of it is believed.

@@ -210,6 +210,8 @@ struct Beats {
     doubted: bool,
     /// When others were last asked who then said that it is in charge.
     vouched: Option<Moment>,
+    /// When others were last asked and nobody said anything.
+    in_vain: Option<Moment>,
 }
 
 impl Pace {
@@ -238,6 +240,16 @@ impl Pace {
     /// Whether somebody has been asked since `then`.
     pub(super) fn is_vouched(&self, then: Moment) -> bool {
         self.beats.lock().vouched.is_some_and(|asked| asked >= then)
+    }
+
+    /// Nobody could say whether it is in charge, who was asked then.
+    pub(super) fn ask_in_vain(&self, asked: Moment) {
+        self.beats.lock().in_vain = Some(asked);
+    }
+
+    /// Whether others have been asked in vain since `then`.
+    pub(super) fn is_asked_in_vain(&self, then: Moment) -> bool {
+        self.beats.lock().in_vain.is_some_and(|asked| asked >= then)
     }
 
     pub(super) fn is_doubted(&self) -> bool {
@@ -928,6 +940,24 @@ pub(super) fn jitter(most: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_were_asked_meanwhile_holds_for_all_who_wait_to_ask() {
+        let at = |seconds| Moment(Duration::from_secs(seconds));
+        let pace = Pace::default();
+        assert!(!pace.is_asked_in_vain(at(0)) && !pace.is_vouched(at(0)));
+        pace.ask_in_vain(at(2));
+        pace.vouch(at(4));
+        for (came, in_vain, vouched) in [
+            (1, true, true),
+            (2, true, true),
+            (3, false, true),
+            (5, false, false),
+        ] {
+            assert_eq!(pace.is_asked_in_vain(at(came)), in_vain, "{came}");
+            assert_eq!(pace.is_vouched(at(came)), vouched, "{came}");
+        }
+    }
 
     #[test]
     fn pauses_grow_and_are_capped() {
