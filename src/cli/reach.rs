@@ -19,7 +19,8 @@ The server: --redis, else RELATCH_REDIS, else `url` in the file of --config, els
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct Reach {
-    /// The server that keeps the locks: redis://[[user]:password@]host[:port][/database]
+    /// What keeps the locks: redis://[[user]:password@]host[:port][/database], rediss://… (TLS), unix:///path,
+    /// redis+sentinel://host,host,…/primary-name, or redis-cluster://host,host,… (these over TLS: rediss…)
     #[arg(long, value_name = "URL", env = "RELATCH_REDIS", hide_env_values = true)]
     pub(crate) redis: Option<String>,
     /// A TOML file with `url = "redis://…"` and other settings, such as `lease = "30s"`

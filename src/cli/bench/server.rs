@@ -33,7 +33,7 @@ pub(crate) fn address(url: &str) -> anyhow::Result<ConnectionInfo> {
     let info = url
         .into_connection_info()
         .ok()
-        .context("the bench compares with bare connections to one server: write redis://… or unix://…")?;
+        .context("the bench compares with bare connections to one server: write redis://… or unix://…, also for one of those that Sentinels or a cluster have")?;
     let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let tcp = TcpSettings::default().set_nodelay(true);
     Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
