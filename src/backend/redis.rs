@@ -638,6 +638,7 @@ impl Backend for RedisBackend {
                 by_source: live.by_source,
                 call,
                 call_id,
+                slot,
                 replicas: replicas.number,
                 within: replicas.within,
                 tell,
@@ -646,8 +647,9 @@ impl Backend for RedisBackend {
             live.asks.send(ask).map_err(|_| lost())?;
             let told = told.await.unwrap_or_else(|_| Err(lost()));
             if let (Route::Cluster(cluster), Err(Failure::Unknown(_))) = (&self.route, &told) {
-                // It may have moved: that is for others to say.
-                cluster.doubt(slot);
+                // It may have moved: that is for others to say. What is known of it is not given up for that: it may be a connection that broke, or
+                // another's question.
+                cluster.suspect();
             }
             told
         })

@@ -2,7 +2,8 @@
 //!
 //! `WAIT` blocks its connection and counts the replicas that have what *that connection* last wrote. So it has a connection of its own,
 //! made when it is first needed, and on it a write goes before it: replication keeps the order, so whoever has that write has
-//! everything before it. Between the two we ask for the hold itself: what a server that has just taken over does not know, its
+//! everything before it. (In a cluster one for each slot that is asked for: any of these may be another node's by now, which is nothing to
+//! those in the others.) Between the two we ask for the hold itself: what a server that has just taken over does not know, its
 //! replicas can acknowledge for ever.
 //!
 //! What this file keeps: **nobody waits for what another asks for.** `WAIT` is called for a slice of time at most, for the fewest replicas that
@@ -11,6 +12,7 @@
 //! enough. Where it is not, the server says (`INFO`) how far each replica has come, and each is told by the point of its own write; else those
 //! who ask one after the other would put off, each, all before them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -35,6 +37,8 @@ pub(super) struct Ask {
     /// A poll for the one request.
     pub(super) call: Call,
     pub(super) call_id: u64,
+    /// What its keys are in, if they are in any.
+    pub(super) slot: u16,
     pub(super) encoded: Encoded,
     /// The server does not take scripts by their hash.
     pub(super) by_source: bool,
@@ -196,7 +200,16 @@ impl Line {
             .min();
         let slice = first.unwrap_or(SLICE).min(SLICE);
 
-        let mut questions = ::redis::Pipeline::with_capacity(new.len() + 4);
+        let keys: BTreeMap<u16, String> = new
+            .iter()
+            .map(|ask| {
+                (
+                    ask.slot,
+                    format!("{}:sync", ask.encoded.keys().next().unwrap_or_default()),
+                )
+            })
+            .collect();
+        let mut questions = ::redis::Pipeline::with_capacity(new.len() + keys.len() + 3);
         for ask in &new {
             questions.add_command(if ask.by_source {
                 ask.encoded.eval()
@@ -204,18 +217,17 @@ impl Line {
                 ask.encoded.evalsha()
             });
         }
-        if let Some(ask) = new.first() {
-            let key = format!("{}:sync", ask.encoded.keys().next().unwrap_or_default());
+        for key in keys.values() {
             questions.cmd("SET").arg(key).arg("").arg("PX").arg(1);
-            questions.cmd("INFO").arg("replication");
         }
+        questions.cmd("INFO").arg("replication");
         questions
             .cmd("WAIT")
             .arg(fewest.unwrap_or(1))
             // Zero would be for ever.
             .arg(crate::protocol::millis(slice).max(1));
         questions.cmd("INFO").arg("replication");
-        let count = new.len() + if new.is_empty() { 2 } else { 4 };
+        let count = new.len() + keys.len() + 3;
 
         let limit = slice + peer.response_timeout;
         let answers = match timeout(limit, self.connection.send_packed_commands(&questions, 0, count)).await {
@@ -234,14 +246,13 @@ impl Line {
         };
         let (polled, rest) = answers.split_at(new.len());
         let mut good = Ok(());
-        let (wrote, rest) = rest.split_at(rest.len() - 2);
-        if let Some(written) = wrote.first() {
-            let point = wrote.get(1).and_then(Progress::parse).map(|seen| seen.written);
-            if let Err(error) = self.join(peer, now, new, polled, written, point.as_ref()) {
-                good = Err(error);
-            }
+        let (written, rest) = rest.split_at(keys.len());
+        let point = Progress::parse(&rest[0]).map(|seen| seen.written);
+        let written = keys.into_keys().zip(written).collect();
+        if let Err(error) = self.join(peer, now, new, polled, &written, point.as_ref()) {
+            good = Err(error);
         }
-        let acknowledged = match &rest[0] {
+        let acknowledged = match &rest[1] {
             Value::Int(number) => u64::try_from(*number).unwrap_or(0),
             Value::ServerError(error) => {
                 let failure = refused(peer, error);
@@ -257,7 +268,7 @@ impl Line {
             }
             _ => return Err(peer.unreachable("does not know WAIT")),
         };
-        self.tell(clock.now(), acknowledged, Progress::parse(&rest[1]).as_ref());
+        self.tell(clock.now(), acknowledged, Progress::parse(&rest[2]).as_ref());
         good
     }
 
@@ -268,7 +279,7 @@ impl Line {
         now: Moment,
         new: Vec<Ask>,
         polled: &[Value],
-        written: &Value,
+        written: &BTreeMap<u16, &Value>,
         point: Option<&Point>,
     ) -> Result<(), Error> {
         let mut good = Ok(());
@@ -282,8 +293,10 @@ impl Line {
                 self.again.push(ask);
                 continue;
             }
-            let told = match (known, written) {
-                (Value::ServerError(error), _) | (_, Value::ServerError(error)) => Err(refused(peer, error)),
+            let told = match (known, written.get(&ask.slot)) {
+                (Value::ServerError(error), _) | (_, Some(Value::ServerError(error))) => {
+                    Err(refused(peer, error))
+                }
                 (known, _) => match scripts::decode(&ask.call, ask.call_id, known.clone()) {
                     Ok(answer) => match answer.reply {
                         Reply::Poll(polled) if polled.len() == 1 => Ok(polled[0]),

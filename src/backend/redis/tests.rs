@@ -1075,3 +1075,90 @@ async fn a_name_with_an_address_that_swallows_everything_is_linked_to() {
     let backend = linked(quick(&format!("redis://{host}:{}", server.port))).await;
     works(&backend).await;
 }
+
+#[tokio::test]
+async fn what_keeps_one_slot_from_replicas_is_in_no_other_slots_way() {
+    let server = Server::start(&["--cluster-enabled", "yes"]);
+    // As Redis 6.2 knows it, too.
+    let slots: Vec<String> = (0..slots::SLOTS).map(|slot| slot.to_string()).collect();
+    let mut give = vec!["CLUSTER", "ADDSLOTS"];
+    give.extend(slots.iter().map(String::as_str));
+    let _: () = server.ask(&give);
+    until("the cluster is up", || {
+        let info: String = server.ask(&["CLUSTER", "INFO"]);
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let (shut, open) = (Name::new("shut").unwrap(), Name::new("open").unwrap());
+    let allow = |keys: &[String]| {
+        let keys: Vec<String> = keys.iter().map(|key| format!("~{key}")).collect();
+        let mut user = vec![
+            "ACL",
+            "SETUSER",
+            "ann",
+            "on",
+            "nopass",
+            "+@all",
+            "&*",
+            "resetkeys",
+        ];
+        user.extend(keys.iter().map(String::as_str));
+        let _: () = server.ask(&user);
+    };
+    allow(&["relatch:1:*".to_owned()]);
+    let client = ClientId::random();
+    let options = quick(&format!("redis-cluster://ann:x@127.0.0.1:{}", server.port));
+    let backend = driven_as(client, options);
+    soon(async {
+        while backend.ready(AGES).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let owner = OwnerId::random();
+    let member = |number| Member {
+        request: RequestId { client, number },
+        owner,
+    };
+    for (name, number) in [(&shut, 1), (&open, 2)] {
+        let acquire = Call {
+            name: name.clone(),
+            operation: Operation::Acquire(Acquire {
+                request: member(number).request,
+                owner,
+                mode: Mode::Write,
+                wait: false,
+                first: false,
+                lease_ms: 30_000,
+                ticket: 0,
+                upgrade_of: None,
+                label: String::new(),
+            }),
+        };
+        let held = soon(backend.call(&acquire)).await.unwrap();
+        assert!(
+            matches!(held.answer.reply, Reply::Acquire(Acquired::Granted(_))),
+            "{held:?}"
+        );
+    }
+    let replicas = Replicas {
+        number: 1,
+        within: Duration::from_millis(50),
+    };
+    // Its keys may be used, and not what is written before the WAIT.
+    let mut keys = scripts::keys(&shut).to_vec();
+    keys.push(format!("{}*", scripts::keys(&open)[0]));
+    allow(&keys);
+    // Both in one slice, in either order.
+    for order in [[(&shut, 1), (&open, 2)], [(&open, 2), (&shut, 1)]] {
+        let asked = order.map(|(name, number)| backend.replicated(name, member(number), replicas));
+        let told = soon(futures_util::future::join_all(asked)).await;
+        for ((name, _), told) in order.into_iter().zip(told) {
+            if *name == shut {
+                assert!(matches!(told, Err(Failure::No(_))), "{told:?}");
+            } else {
+                assert!(matches!(told, Ok((Polled::Granted(_), 0))), "{told:?}");
+            }
+        }
+    }
+}
