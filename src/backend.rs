@@ -182,4 +182,8 @@ pub(crate) trait Look: Send + Sync {
     /// What the server says of itself.
     #[cfg(feature = "redis")]
     fn examine(&self) -> Later<'_, Result<Examination, Failure>>;
+
+    /// The server that has a name, past the lock.
+    #[cfg(feature = "cli")]
+    fn bare<'a>(&'a self, name: &'a Name, lease_ms: u64) -> Later<'a, Result<crate::Bare, Failure>>;
 }

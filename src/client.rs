@@ -300,6 +300,15 @@ impl Relatch {
         crate::looking::patiently(&self.client, |look| look.examine()).await
     }
 
+    /// The server that has a name, past the lock. For `relatch bench`.
+    #[cfg(feature = "cli")]
+    #[doc(hidden)]
+    pub async fn bare(&self, name: &str) -> Result<crate::Bare, Error> {
+        let name = &Name::new(name)?;
+        let lease_ms = crate::protocol::millis(self.client.config.lease);
+        crate::looking::patiently(&self.client, |look| look.bare(name, lease_ms)).await
+    }
+
     /// Takes a name away from everybody who holds it, and returns when those who held at the call no longer do; the next in
     /// line may hold by then. Who waits stays in line, and keeps what it gets.
     ///

@@ -40,6 +40,9 @@ mod waiters;
 mod watchdog;
 
 pub use backend::embedded::Embedded;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use backend::redis::Bare;
 #[cfg(feature = "redis")]
 #[doc(hidden)]
 pub use backend::redis::{CallEncoding, Examination};

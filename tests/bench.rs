@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::child::{Process, command};
-use support::{RedisServer, eventually_blocking, free_port};
+use support::{Certificates, RedisCluster, RedisServer, Watched, eventually_blocking, free_port};
 
 /// For a loaded machine.
 const BOUND: Duration = Duration::from_secs(60);
@@ -211,6 +211,41 @@ fn an_interrupt_leaves_nothing_behind() {
         assert!(err.contains("interrupted: nothing was left behind"), "{err}");
         assert_eq!(server.keys(), [""; 0]);
     }
+}
+
+/// What measures and what looks goes wherever a client does.
+#[test]
+fn it_measures_behind_tls_and_sentinels_and_in_a_cluster() {
+    let (files, port) = (Certificates::new("cache.example"), free_port());
+    let arguments = files.arguments(port, false);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let secured = RedisServer::start_with(&arguments);
+    let (watched, cluster) = (Watched::start(), RedisCluster::start(3));
+    for url in [
+        format!("rediss://127.0.0.1:{port}?{}", files.parameters(false)),
+        watched.url(),
+        cluster.url(),
+    ] {
+        let cases = [
+            "bench",
+            "pair",
+            "handoff",
+            "throughput",
+            "memory",
+            "--quick",
+            "--json",
+        ];
+        let output = output(&[cases.as_slice(), &["--redis", &url]].concat());
+        let report = report(&output);
+        assert_eq!(output.status.code(), Some(0), "{url}: {}", text(&output.stderr));
+        for case in report["cases"].as_array().expect("cases are an array") {
+            assert_rows(case);
+        }
+        let output = self::output(&["ls", "--json", "--redis", &url]);
+        assert_eq!(output.status.code(), Some(0), "{url}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "", "{url}: nothing is left");
+    }
+    drop(secured);
 }
 
 #[track_caller]

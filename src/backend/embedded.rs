@@ -324,6 +324,14 @@ impl Backend for EmbeddedBackend {
 }
 
 impl Look for EmbeddedBackend {
+    #[cfg(feature = "cli")]
+    fn bare<'a>(&'a self, _name: &'a Name, _lease_ms: u64) -> Later<'a, Result<crate::Bare, Failure>> {
+        let why = "an embedded server is in this process alone: there is no connection to it";
+        Box::pin(std::future::ready(Err(Failure::No(
+            ErrorKind::Invalid(why.into()).into(),
+        ))))
+    }
+
     /// All on one page: they are in this process anyway.
     fn names<'a>(&'a self, _pattern: &'a Pattern, _from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         let names = self.server.world.lock().locks.keys().cloned().collect();

@@ -28,6 +28,8 @@ use crate::protocol::{Acquire, Call, ClientId, ClientInfo, Member, Name, Operati
 use crate::script::{Ran, Run};
 use crate::state::Tuning;
 
+#[cfg(feature = "cli")]
+mod bare;
 mod check;
 mod cluster;
 mod dial;
@@ -50,6 +52,8 @@ mod tests;
 mod tls;
 mod together;
 
+#[cfg(feature = "cli")]
+pub use bare::Bare;
 pub use look::Examination;
 pub(crate) use options::RedisOptions;
 pub use scripts::CallEncoding;

@@ -48,8 +48,8 @@ pub(crate) struct Args {
     /// What to measure [default: all of it]
     #[arg(value_name = "CASE")]
     cases: Vec<Case>,
-    /// One Redis server to measure on, redis://… or unix:///…, as it compares with bare connections; without one
-    /// the lock is in this process
+    /// Where to measure: redis://…, rediss://…, unix://…, redis+sentinel://… (the primary) or redis-cluster://…
+    /// (one master of it); without one the lock is in this process
     #[arg(long, value_name = "URL", env = "RELATCH_REDIS", hide_env_values = true)]
     redis: Option<String>,
     /// About how long each case takes, in seconds: 1 to 600 [default: 5, or 1 with --quick]

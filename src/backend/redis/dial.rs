@@ -236,6 +236,16 @@ impl Peer {
         self
     }
 
+    #[cfg(feature = "cli")]
+    pub(super) fn login(&self) -> &RedisConnectionInfo {
+        &self.login
+    }
+
+    #[cfg(feature = "cli")]
+    pub(super) fn is_secured(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Settings for a connection: without a limit for making it, as the whole attempt has one.
     pub(super) fn config(&self) -> AsyncConnectionConfig {
         AsyncConnectionConfig::new()

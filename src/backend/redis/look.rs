@@ -213,6 +213,15 @@ impl RedisBackend {
 const FIRST: u16 = 0;
 
 impl Look for RedisBackend {
+    #[cfg(feature = "cli")]
+    fn bare<'a>(
+        &'a self,
+        name: &'a crate::protocol::Name,
+        lease_ms: u64,
+    ) -> Later<'a, Result<crate::Bare, Failure>> {
+        Box::pin(RedisBackend::bare(self, name, lease_ms))
+    }
+
     fn names<'a>(&'a self, pattern: &'a Pattern, from: &'a Cursor) -> Later<'a, Result<Page, Failure>> {
         self.within(self.scan(scripts::keys_like(pattern), "hash", "", from))
     }

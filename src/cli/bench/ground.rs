@@ -53,6 +53,16 @@ pub(crate) fn builder() -> Builder {
 impl Ground {
     pub(crate) async fn new(url: Option<&str>, seconds: u64, quick: bool) -> anyhow::Result<Self> {
         let prefix = format!("relatch-bench/{}", Owner::new());
+        // What is counted and compared is one server: in a cluster the master of one slot.
+        let in_cluster = url.is_some_and(|url| {
+            url.split_once("://")
+                .is_some_and(|(kind, _)| kind.ends_with("-cluster"))
+        });
+        let prefix = if in_cluster {
+            format!("{{{prefix}}}")
+        } else {
+            prefix
+        };
         let mut ground = Self {
             redis: None,
             quick,
@@ -66,13 +76,12 @@ impl Ground {
             children: Mutex::default(),
             notes: Mutex::default(),
         };
-        if let Some(url) = url {
-            // The lock's own client first: its errors help.
-            ground
+        if url.is_some() {
+            let client = ground
                 .client()
                 .await
                 .context("the server can't be measured; without --redis none is needed")?;
-            ground.redis = Some(Server::connect(url, ground.name("recorded")).await?);
+            ground.redis = Some(Server::connect(&client, &ground.name("any")).await?);
             ground.clean().await?;
         }
         Ok(ground)

@@ -14,8 +14,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::HumanCount;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionInfo, PushInfo, PushKind, Value};
-use relatch::{Relatch, RwLock, WriteGuard};
+use redis::{Cmd, PushInfo, PushKind, Value};
+use relatch::{Bare, Relatch, RwLock, WriteGuard};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout};
@@ -97,9 +97,9 @@ struct Wire {
 }
 
 impl Wire {
-    async fn new(info: &ConnectionInfo, hash: String, [here, to]: [String; 2]) -> anyhow::Result<Self> {
-        let (connection, _) = server::connect(info).await?;
-        let (mut subscriber, pushed) = server::connect(info).await?;
+    async fn new(bare: &Bare, hash: String, [here, to]: [String; 2]) -> anyhow::Result<Self> {
+        let (connection, _) = bare.connect().await?;
+        let (mut subscriber, pushed) = bare.connect().await?;
         subscriber.subscribe(&here).await?;
         Ok(Self {
             script: server::load(&connection, SCRIPT).await?,
@@ -206,7 +206,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
     let lock = client.rwlock(&name)?;
     // The last of a name's keys: deleted with it, and of no use to a lock without marks.
     let hash_name = ground.name("bare");
-    let hash = redis.pair.keys(&hash_name).pop().unwrap_or(hash_name);
+    let hash = Bare::keys(&hash_name)?.last().cloned().unwrap_or(hash_name);
     let channel = |of: usize| format!("{name}/{of}");
     let mut helpers = Vec::new();
     for number in 1..=2 {
@@ -218,7 +218,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
         };
         helpers.push(Helper::new(ground, &begin).await?);
     }
-    let mut wire = Wire::new(&redis.info, hash.clone(), [channel(0), channel(1)]).await?;
+    let mut wire = Wire::new(&redis.bare_server, hash.clone(), [channel(0), channel(1)]).await?;
     wire.call(0).await?;
     ensure!(wire.hear().await.is_some(), "the connection is gone");
     redis
@@ -437,7 +437,8 @@ pub(crate) async fn work() -> anyhow::Result<()> {
         }
     };
     let lock = client.rwlock(&name)?;
-    let mut wire = Wire::new(&server::address(&redis)?, hash, channels).await?;
+    let bare = client.bare(&name).await?;
+    let mut wire = Wire::new(&bare, hash, channels).await?;
     tokio::spawn(async move {
         while let Some((took, _)) = wire.hear().await {
             if wire.call(took).await.is_err() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use indicatif::HumanCount;
+use relatch::Bare;
 use relatch::Owner;
 
 use super::ground::{Ground, builder};
@@ -74,7 +75,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
 
     let left = loop {
         let mut exists = redis::cmd("EXISTS");
-        exists.arg(redis.pair.keys(&idle));
+        exists.arg(&Bare::keys(&idle)?);
         let left: u32 = redis.ask(&exists).await?;
         if left == 0 || released.elapsed() > GONE_BY {
             break left;
@@ -103,7 +104,7 @@ pub(crate) async fn measure(ground: &Ground) -> anyhow::Result<Measured> {
 async fn bare_members(ground: &Ground, redis: &Server, members: usize) -> anyhow::Result<f64> {
     let name = ground.name("bare");
     // A key that is deleted with the others.
-    let key = redis.pair.keys(&name).pop().unwrap_or(name);
+    let key = Bare::keys(&name)?.last().cloned().unwrap_or(name);
     let add = |from: usize, to: usize| {
         let mut add = redis::cmd("ZADD");
         add.arg(&key);

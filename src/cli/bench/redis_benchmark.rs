@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use redis::{Cmd, ConnectionAddr};
+use redis::Cmd;
 use tokio::process::Command;
 
 use super::ground::Ground;
@@ -42,18 +42,10 @@ pub(crate) struct Unable(pub(crate) String);
 
 impl RedisBenchmark {
     pub(crate) async fn find(redis: &Server) -> Result<Self, Unable> {
-        let login = redis.info.redis_settings();
-        if login.password().is_some() {
-            return Err(Unable(
-                "redis-benchmark takes a password only where everybody can read it".into(),
-            ));
-        }
-        let mut address = match redis.info.addr() {
-            ConnectionAddr::Tcp(host, port) => vec!["-h".into(), host.clone(), "-p".into(), port.to_string()],
-            ConnectionAddr::Unix(path) => vec!["-s".into(), path.display().to_string()],
-            _ => return Err(Unable("redis-benchmark can't reach this kind of address".into())),
-        };
-        address.extend(["--dbnum".into(), login.db().to_string()]);
+        let address = redis
+            .bare_server
+            .for_redis_benchmark()
+            .map_err(|why| Unable(why.into()))?;
         // Valkey's is the same program under its own name.
         for program in ["redis-benchmark", "valkey-benchmark"] {
             let mut version = Command::new(program);
@@ -76,10 +68,11 @@ impl RedisBenchmark {
             .collect();
         // Deleted below, or with the case if it ends before that.
         ground.names_too(&all);
-        let calls =
-            |words: &[Vec<u8>]| -> Vec<Cmd> { all.iter().map(|name| redis.pair.call(words, name)).collect() };
+        let calls = |words: &[Vec<u8>]| -> anyhow::Result<Vec<Cmd>> {
+            all.iter().map(|name| redis.pair.call(words, name)).collect()
+        };
         let (acquire, release) = (&redis.pair.acquire, &redis.pair.release);
-        let (acquire_all, release_all) = (calls(acquire), calls(release));
+        let (acquire_all, release_all) = (calls(acquire)?, calls(release)?);
 
         let measured = async {
             redis.ask_all(&acquire_all).await?;

@@ -1,24 +1,23 @@
 //! The server itself, past the lock: bare calls for floors, what it counts, and the deletion of what was made.
 //!
 //! Only the library's backend and this bench name the crate `redis`: a floor is what the same connection costs without the lock.
-//! The connection is of the same kind as the lock's: multiplexed, RESP3, TCP_NODELAY.
+//! The connection is made as the lock's are, to whichever server has the names of this run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use redis::Cmd;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion};
-use tokio::sync::mpsc;
+use relatch::{Bare, Relatch};
 
-use super::recorder::{Recorded, record};
+use super::recorder::Recorded;
 
 /// How long the server is watched before anything is measured on it.
 const WATCH: Duration = Duration::from_millis(200);
 
 pub(crate) struct Server {
-    pub(crate) info: ConnectionInfo,
+    pub(crate) bare_server: Bare,
     pub(crate) version: String,
     /// What others did on it before this run began.
     pub(crate) others: Option<String>,
@@ -26,33 +25,6 @@ pub(crate) struct Server {
     pub(crate) pair: Recorded,
     connection: MultiplexedConnection,
     bare: Cmd,
-}
-
-/// `redis://…`, understood, with the settings of the lock's own connections.
-pub(crate) fn address(url: &str) -> anyhow::Result<ConnectionInfo> {
-    let info = url
-        .into_connection_info()
-        .ok()
-        .context("the bench compares with bare connections to one server: write redis://… or unix://…, also for one of those that Sentinels or a cluster have")?;
-    let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    let tcp = TcpSettings::default().set_nodelay(true);
-    Ok(info.set_redis_settings(login).set_tcp_settings(tcp))
-}
-
-/// A connection like the lock's own, and the messages that come to it.
-pub(crate) async fn connect(
-    info: &ConnectionInfo,
-) -> anyhow::Result<(MultiplexedConnection, mpsc::UnboundedReceiver<redis::PushInfo>)> {
-    let (pushes, pushed) = mpsc::unbounded_channel();
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(Duration::from_secs(3)))
-        .set_response_timeout(Some(Duration::from_secs(20)))
-        .set_push_sender(pushes);
-    let connection = redis::Client::open(info.clone())?
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-        .context("a bare connection to the server")?;
-    Ok((connection, pushed))
 }
 
 /// Loads a script; gives its EVALSHA without keys and arguments.
@@ -68,10 +40,13 @@ pub(crate) async fn load(connection: &MultiplexedConnection, script: &str) -> an
 }
 
 impl Server {
-    /// `name` is one that may be used, once.
-    pub(crate) async fn connect(url: &str, name: String) -> anyhow::Result<Self> {
-        let info = address(url)?;
-        let (connection, _) = connect(&info).await?;
+    /// The one that has this name.
+    pub(crate) async fn connect(client: &Relatch, name: &str) -> anyhow::Result<Self> {
+        let bare_server = client.bare(name).await?;
+        let (connection, _) = bare_server
+            .connect()
+            .await
+            .context("a bare connection to the server")?;
         let mut bare = load(&connection, "return 1").await?;
         bare.arg(0);
         let text: String = redis::cmd("INFO")
@@ -83,12 +58,11 @@ impl Server {
                 .find_map(|line| line.strip_prefix(wanted)?.strip_prefix(':'))
         };
         let version = field("valkey_version").or(field("redis_version"));
-        let pair = record(&info, name).await?;
         let mut server = Self {
             version: version.unwrap_or("unknown").trim().to_owned(),
-            info,
             others: None,
-            pair,
+            pair: Recorded::of(&bare_server),
+            bare_server,
             connection,
             bare,
         };
@@ -143,21 +117,19 @@ impl Server {
     }
 
     pub(crate) async fn delete(&self, names: &[String]) -> anyhow::Result<()> {
-        let deletions: Vec<Cmd> = names
-            .iter()
-            .map(|name| {
-                let mut unlink = redis::cmd("UNLINK");
-                unlink.arg(self.pair.keys(name));
-                unlink
-            })
-            .collect();
+        let deletion = |name: &String| {
+            let mut unlink = redis::cmd("UNLINK");
+            unlink.arg(&Bare::keys(name)?);
+            anyhow::Ok(unlink)
+        };
+        let deletions = names.iter().map(deletion).collect::<Result<Vec<Cmd>, _>>()?;
         self.ask_all(&deletions).await
     }
 
     /// What all keys of a name take.
     pub(crate) async fn memory(&self, name: &str) -> anyhow::Result<f64> {
         let mut bytes = 0.0;
-        for key in self.pair.keys(name) {
+        for key in Bare::keys(name)? {
             bytes += self.key_memory(&key).await?;
         }
         Ok(bytes)
