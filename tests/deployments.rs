@@ -85,8 +85,30 @@ impl Site {
         cluster.slot_of(&format!("relatch:1:{{{}}}", self.tag(fault)))
     }
 
-    fn server(&self) -> Arc<RedisServer> {
-        self.server.clone().expect("this site has a server of its own")
+    /// The server, the primary, or the master that faults befall.
+    fn server(&self) -> Server {
+        let alone = self.server.clone().map(Server::Alone);
+        let watched = self.watched.clone().map(Server::Watched);
+        let in_cluster = self.cluster.clone().map(Server::InCluster);
+        alone.or(watched).or(in_cluster).expect("every site has one")
+    }
+}
+
+#[derive(Clone)]
+enum Server {
+    Alone(Arc<RedisServer>),
+    Watched(Arc<Watched>),
+    InCluster(Arc<RedisCluster>),
+}
+
+impl std::ops::Deref for Server {
+    type Target = RedisServer;
+    fn deref(&self) -> &RedisServer {
+        match self {
+            Server::Alone(server) => server,
+            Server::Watched(watched) => watched.primary(),
+            Server::InCluster(cluster) => cluster.node(2),
+        }
     }
 }
 
@@ -112,26 +134,6 @@ const OF_A_SERVER: &[Fault] = &[
             let server = site.server();
             server.stop();
             Box::new(move || server.cont())
-        },
-    },
-    Fault {
-        name: "closes every connection, takes none",
-        said: "",
-        refuses: false,
-        by_itself: false,
-        begin: |site| {
-            let server = site.server();
-            // The one that says so stays, until the end.
-            let mut admin = server.client().unwrap();
-            admin.command(&["CONFIG", "SET", "maxclients", "1"]).unwrap();
-            for kind in ["normal", "pubsub"] {
-                admin
-                    .command(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"])
-                    .unwrap();
-            }
-            Box::new(move || {
-                admin.command(&["CONFIG", "SET", "maxclients", "1000"]).unwrap();
-            })
         },
     },
     Fault {
@@ -193,6 +195,10 @@ const OF_A_SERVER: &[Fault] = &[
             })
         },
     },
+];
+
+/// Of a server by itself, and of one primary among others.
+const ANYWHERE: &[Fault] = &[
     Fault {
         name: "is out of memory (`OOM`)",
         said: "out of memory",
@@ -220,6 +226,28 @@ const OF_A_SERVER: &[Fault] = &[
         },
     },
 ];
+
+/// Sentinels can't reach such a primary either, and replace it.
+const TAKES_NONE: &[Fault] = &[Fault {
+    name: "closes every connection, takes none",
+    said: "",
+    refuses: false,
+    by_itself: false,
+    begin: |site| {
+        let server = site.server();
+        // The one that says so stays, until the end.
+        let mut admin = server.client().unwrap();
+        admin.command(&["CONFIG", "SET", "maxclients", "1"]).unwrap();
+        for kind in ["normal", "pubsub"] {
+            admin
+                .command(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"])
+                .unwrap();
+        }
+        Box::new(move || {
+            admin.command(&["CONFIG", "SET", "maxclients", "1000"]).unwrap();
+        })
+    },
+}];
 
 /// Faults of the network in between.
 const OF_A_NETWORK: &[Fault] = &[
@@ -361,12 +389,16 @@ const NOBODYS: &str = "a slot is nobody's (`CLUSTERDOWN`)";
 const KILLED: &str = "primary killed";
 const STOPPED: &str = "primary stands still";
 
+impl Kind {
+    fn faults(&self) -> impl Iterator<Item = &'static Fault> {
+        self.faults.iter().copied().flatten()
+    }
+}
+
 struct Kind {
     what: &'static str,
     start: fn() -> Site,
-    faults: &'static [Fault],
-    /// Each fault on a site of its own.
-    anew: bool,
+    faults: &'static [&'static [Fault]],
 }
 
 fn site(url: String) -> Site {
@@ -400,8 +432,7 @@ const KINDS: &[Kind] = &[
             }
             .reached(|server| server.url())
         },
-        faults: OF_A_SERVER,
-        anew: false,
+        faults: &[OF_A_SERVER, TAKES_NONE, ANYWHERE],
     },
     Kind {
         what: "unix socket",
@@ -415,8 +446,7 @@ const KINDS: &[Kind] = &[
                 ..site(format!("unix://{path}"))
             }
         },
-        faults: OF_A_SERVER,
-        anew: false,
+        faults: &[OF_A_SERVER, TAKES_NONE, ANYWHERE],
     },
     Kind {
         what: "TLS",
@@ -431,8 +461,7 @@ const KINDS: &[Kind] = &[
                 ..site(String::new())
             }
         },
-        faults: OF_A_SERVER,
-        anew: false,
+        faults: &[OF_A_SERVER, TAKES_NONE, ANYWHERE],
     },
     Kind {
         what: "a proxy in between",
@@ -446,8 +475,7 @@ const KINDS: &[Kind] = &[
                 ..site(String::new())
             }
         },
-        faults: OF_A_NETWORK,
-        anew: false,
+        faults: &[OF_A_NETWORK],
     },
     Kind {
         what: "Sentinel",
@@ -460,8 +488,7 @@ const KINDS: &[Kind] = &[
                 ..site(String::new())
             }
         },
-        faults: OF_SENTINELS,
-        anew: true,
+        faults: &[ANYWHERE, OF_SENTINELS],
     },
     Kind {
         what: "Cluster",
@@ -474,8 +501,7 @@ const KINDS: &[Kind] = &[
                 ..site(String::new())
             }
         },
-        faults: OF_A_CLUSTER,
-        anew: false,
+        faults: &[TAKES_NONE, ANYWHERE, OF_A_CLUSTER],
     },
 ];
 
@@ -519,7 +545,8 @@ async fn drill(site: &Site, fault: &Fault) -> Duration {
     .await;
 
     let other = b.rwlock(&format!("{{{tag}}} meanwhile")).unwrap();
-    let before = site.watched.as_ref().map(|watched| watched.primary().port());
+    let watched = site.watched.as_ref().filter(|_| fault.by_itself);
+    let before = watched.map(|watched| watched.primary().port());
     let begun = Instant::now();
     let end = tokio::task::block_in_place(|| (fault.begin)(site));
     let after = if !fault.by_itself {
@@ -554,9 +581,7 @@ async fn drill(site: &Site, fault: &Fault) -> Duration {
     };
     loop {
         // Until then it may be the old one that grants.
-        let replaced = site
-            .watched
-            .as_ref()
+        let replaced = watched
             .is_none_or(|watched| tokio::task::block_in_place(|| Some(watched.primary().port())) != before);
         match soon(other.write().timeout(LONG)).await {
             Ok(held) => {
@@ -605,10 +630,13 @@ fn every_fault_of_every_deployment_is_told_and_recovered_from() {
                     .build()
                     .unwrap();
                 let mut site = (kind.start)();
-                for (at, fault) in kind.faults.iter().enumerate() {
-                    if kind.anew && at > 0 {
+                let mut replaced = false;
+                for fault in kind.faults() {
+                    // Sentinels take their time to have all as it was.
+                    if replaced && site.watched.is_some() {
                         site = (kind.start)();
                     }
+                    replaced = fault.by_itself;
                     let drilled =
                         runtime.block_on(async { tokio::time::timeout(LONG * 3, drill(&site, fault)).await });
                     let time = drilled.unwrap_or_else(|_| panic!("{}, {}: hangs", kind.what, fault.name));
@@ -627,7 +655,7 @@ fn every_fault_of_every_deployment_is_told_and_recovered_from() {
     // Whatever the machine does: back-off is capped at a second, and Sentinels and clusters decide within some.
     for ((fault, kind), time) in &times {
         let by_itself =
-            |of: &&Kind| of.what == *kind && of.faults.iter().any(|of| of.name == *fault && of.by_itself);
+            |of: &&Kind| of.what == *kind && of.faults().any(|of| of.name == *fault && of.by_itself);
         let bound = if KINDS.iter().any(|of| by_itself(&of)) {
             LONG
         } else {
@@ -666,7 +694,7 @@ fn table(cell: impl Fn(&'static str, &'static str) -> String) -> String {
     }
     out.push_str(&format!("\n|---|{}\n", "---|".repeat(KINDS.len())));
     let mut seen = Vec::new();
-    for fault in KINDS.iter().flat_map(|kind| kind.faults) {
+    for fault in KINDS.iter().flat_map(Kind::faults) {
         if seen.contains(&fault.name) {
             continue;
         }
