@@ -159,7 +159,8 @@ async fn crowd(relatch: &Relatch, n: u64) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_requests_at_one_name_are_all_served() {
     let server = RedisServer::start();
-    let relatch = Relatch::connect(&server.url()).await.unwrap();
+    // Its signs of life come after longer than all of it may take: what is counted is what is needed.
+    let relatch = calm(&server).await;
     let mut each = Vec::new();
     for n in [1_000, 10_000] {
         let before = (scripts_run(&server), server.command_count("publish"));
@@ -171,9 +172,9 @@ async fn ten_thousand_requests_at_one_name_are_all_served() {
         each.push(scripts);
         assert!(took < BOUND * 6, "{took:?}");
     }
-    // To ask and to give back; and signs of life of all that wait, the more of them the longer the machine takes. A herd would be hundreds.
+    // To ask and to give back.
     assert!(
-        each.iter().all(|scripts| *scripts < 10.0),
+        each.iter().all(|scripts| *scripts <= 2.01),
         "{each:?} scripts each"
     );
 

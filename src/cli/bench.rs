@@ -7,6 +7,7 @@
 //! The invariant: it reports as measured. Nothing is left out because it missed its bar; what could not be measured says why. And nothing is
 //! left behind: every name has this run's prefix, its keys are deleted after each case, also after Ctrl-C, and expire if even that was prevented.
 
+mod calls;
 mod fair;
 mod ground;
 mod handoff;
@@ -14,7 +15,6 @@ mod memory;
 mod pair;
 mod plot;
 mod readers;
-mod recorder;
 mod redis_benchmark;
 mod reentry;
 mod renew;

@@ -13,7 +13,7 @@ use crate::backend::redis::dial::Peer;
 use crate::backend::redis::options::Address;
 use crate::backend::redis::{RedisBackend, scripts, slots};
 use crate::error::Error;
-use crate::protocol::{Acquire, Call, Mode, Name, Operation, OwnerId, Release, RequestId};
+use crate::protocol::{Call, Name, RequestId};
 
 /// The server that has a name: the one that was named, the primary that Sentinels name, or the master of a cluster's slot.
 #[doc(hidden)]
@@ -75,7 +75,6 @@ impl RedisBackend {
             client: self.client,
             number: 50_000_000_000_000,
         };
-        let owner = OwnerId::of(request);
         let words = |operation| {
             let call = Call {
                 name: name.clone(),
@@ -89,25 +88,10 @@ impl RedisBackend {
             });
             words.collect::<Vec<_>>()
         };
+        let [acquire, release] = scripts::write_pair(request, lease_ms).map(words);
         Ok(Bare {
-            acquire: words(Operation::Acquire(Acquire {
-                request,
-                owner,
-                mode: Mode::Write,
-                wait: true,
-                first: false,
-                lease_ms,
-                ticket: 0,
-                upgrade_of: None,
-                label: String::new(),
-            })),
-            release: words(Operation::Release(Release {
-                request,
-                owner,
-                fence: 1_795_277_412_238_121,
-                again: false,
-                mark: false,
-            })),
+            acquire,
+            release,
             peer: way.live.peer.clone(),
             drivers: Mutex::default(),
         })

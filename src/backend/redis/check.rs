@@ -46,7 +46,7 @@ pub(super) async fn check(
 ) -> Result<Fitness, Error> {
     // In one go: on a long way to the server each round trip counts. Every script is loaded ahead, so that no call has to carry its
     // source; a server that forbids it, or forgets them later, is sent the source with the call.
-    let mut questions = ::redis::Pipeline::with_capacity(5 + scripts::AHEAD.len());
+    let mut questions = ::redis::Pipeline::with_capacity(5 + scripts::ALL.len());
     if cluster {
         // Each of a cluster's nodes is asked for itself: what one forbids another may allow. The first holds for the next command only.
         questions.cmd("ASKING");
@@ -54,7 +54,7 @@ pub(super) async fn check(
         questions.cmd("CLUSTER").arg("NODES");
     }
     questions.cmd("INFO");
-    for script in scripts::AHEAD {
+    for script in scripts::ALL {
         questions.cmd("SCRIPT").arg("LOAD").arg(script.source);
     }
     questions.cmd("SCRIPT").arg("LOAD").arg(RIGHTS);

@@ -68,9 +68,7 @@ static INSPECT: Script = script!("inspect");
 pub(super) static ACQUIRE_ALL: Script = script!("acquire_all");
 
 /// Every link loads all of them ahead: who may send scripts only by their hash has no other way to bring one.
-pub(super) static AHEAD: [&Script; 9] = ALL;
-
-pub(super) const ALL: [&Script; 9] = [
+pub(super) static ALL: [&Script; 9] = [
     &ACQUIRE,
     &RELEASE,
     &DOWNGRADE,
@@ -414,6 +412,33 @@ pub(super) fn encode_for(call: &Call, call_id: u64, tuning: &Tuning, trust: bool
     to
 }
 
+/// As long as fences are.
+const FENCE: u64 = 1_795_277_412_238_121;
+
+/// What a client asks and gives back where nobody is in the way, for whoever measures that.
+pub(super) fn write_pair(request: RequestId, lease_ms: u64) -> [Operation; 2] {
+    let owner = OwnerId::of(request);
+    let acquire = Operation::Acquire(Acquire {
+        request,
+        owner,
+        mode: Mode::Write,
+        wait: true,
+        first: false,
+        lease_ms,
+        ticket: 0,
+        upgrade_of: None,
+        label: String::new(),
+    });
+    let release = Operation::Release(Release {
+        request,
+        owner,
+        fence: FENCE,
+        again: false,
+        mark: false,
+    });
+    [acquire, release]
+}
+
 /// What is said to a server, for `benches/` to weigh.
 #[doc(hidden)]
 #[derive(Debug)]
@@ -431,25 +456,7 @@ impl CallEncoding {
         };
         let owner = |number| OwnerId::of(request(number));
         let pair = name(0).into_iter().flat_map(|name| {
-            let acquire = Operation::Acquire(Acquire {
-                request: request(0),
-                owner: owner(0),
-                mode: Mode::Write,
-                wait: true,
-                first: false,
-                lease_ms: 30_000,
-                ticket: 0,
-                upgrade_of: None,
-                label: String::new(),
-            });
-            let release = Operation::Release(Release {
-                request: request(0),
-                owner: owner(0),
-                fence: 1_795_277_412_238_121,
-                again: false,
-                mark: false,
-            });
-            [acquire, release].map(|operation| Call {
+            write_pair(request(0), 30_000).map(|operation| Call {
                 name: name.clone(),
                 operation,
             })
@@ -460,7 +467,7 @@ impl CallEncoding {
                     name: name(number)?,
                     request: request(number),
                     owner: owner(number),
-                    fence: 1_795_277_412_238_121,
+                    fence: FENCE,
                     lease_ms: 30_000,
                     fixed: false,
                 })

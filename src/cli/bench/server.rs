@@ -11,7 +11,7 @@ use redis::Cmd;
 use redis::aio::MultiplexedConnection;
 use relatch::{Bare, Relatch};
 
-use super::recorder::Recorded;
+use super::calls::Calls;
 
 /// How long the server is watched before anything is measured on it.
 const WATCH: Duration = Duration::from_millis(200);
@@ -22,7 +22,7 @@ pub(crate) struct Server {
     /// What others did on it before this run began.
     pub(crate) others: Option<String>,
     /// What a client of the lock sends for a pair.
-    pub(crate) pair: Recorded,
+    pub(crate) pair: Calls,
     connection: MultiplexedConnection,
     bare: Cmd,
 }
@@ -61,7 +61,7 @@ impl Server {
         let mut server = Self {
             version: version.unwrap_or("unknown").trim().to_owned(),
             others: None,
-            pair: Recorded::of(&bare_server),
+            pair: Calls::of(&bare_server),
             bare_server,
             connection,
             bare,

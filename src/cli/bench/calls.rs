@@ -8,7 +8,7 @@ use relatch::Bare;
 
 /// The calls of a pair in write mode.
 #[derive(Clone)]
-pub(crate) struct Recorded {
+pub(crate) struct Calls {
     pub(crate) acquire: Vec<Vec<u8>>,
     pub(crate) release: Vec<Vec<u8>>,
 }
@@ -16,7 +16,7 @@ pub(crate) struct Recorded {
 /// Where keys begin in a call: behind the command, the script and their number.
 const KEYS: usize = 3;
 
-impl Recorded {
+impl Calls {
     pub(crate) fn of(bare: &Bare) -> Self {
         Self {
             acquire: bare.acquire.clone(),
